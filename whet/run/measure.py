@@ -1,0 +1,221 @@
+"""How long callables take, measured so that a comparison of them is fair.
+
+Times on a shared machine drift by more than the differences that matter. So candidates run in
+turns: a *round* times each of them once, in an order that changes from round to round, and only
+times of the same round are compared. Before a sample the other systems' worker threads are given
+time to fall asleep, for several spin after their work and would slow down whoever comes next.
+
+`faster` says how sure a difference is, and `choose` keeps the original unless something is surely
+faster. Both look at pairs of one round, so a drift that hits a whole round cancels.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from whet.errors import WhetError
+
+Clock = Callable[[], float]
+
+SAMPLE_S = 2e-3  # a sample repeats a short call until it is this long, so that the clock's own
+# time and the first call's cache misses vanish in it
+SHORT_S = 10e-3  # a call shorter than this is called once more, untimed, before each sample
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one call, a sample for each round in the order of the rounds.
+
+    Attributes:
+        samples: seconds of one call; where `calls` is more than 1, their mean over so many.
+        calls: how many calls one sample repeats.
+    """
+
+    samples: tuple[float, ...]
+    calls: int = 1
+
+    @property
+    def rounds(self) -> int:
+        return len(self.samples)
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def best_s(self) -> float:
+        return min(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range over the median: at 0.02, half of the samples lie within 2%."""
+        if self.rounds < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return (high - low) / self.median_s if self.median_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How two interleaved timings compare.
+
+    Attributes:
+        ratio: median over the rounds of old / new: 1.25 means that the new takes 1/1.25 the time.
+        confidence: 1 − p of the one-sided sign test that the new is faster.
+        rounds: how many rounds decided, ties left out.
+    """
+
+    ratio: float
+    confidence: float
+    rounds: int
+
+
+def interleaved(
+    callables: Mapping[str, Callable[[], object]],
+    *,
+    budget_s: float = 1.0,
+    min_rounds: int = 7,
+    max_rounds: int = 200,
+    warmup: int = 2,
+    settle: Callable[[], object] | None = None,
+    clock: Clock = time.perf_counter,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Times all callables in turns, as often as fits into `budget_s` seconds.
+
+    Args:
+        callables: what to time, by name; each must be callable again and again.
+        budget_s: seconds for everything, warming included. `min_rounds` come first: they are run
+            even where they do not fit.
+        min_rounds, max_rounds: bounds on the number of rounds.
+        warmup: untimed calls of each before the first round, at least one.
+        settle: called before each sample; `quiet` where it is not given.
+        clock: seconds since any moment.
+        seed: of the order within the rounds.
+
+    Returns:
+        A timing for each name, all with the same number of rounds, round by round comparable.
+    """
+    settle = quiet if settle is None else settle
+    start = clock()
+    with _without_collections():
+        estimates = {name: _warm(call, max(1, warmup), clock) for name, call in callables.items()}
+        calls = {name: max(1, math.ceil(SAMPLE_S / max(s, 1e-7))) for name, s in estimates.items()}
+        samples: dict[str, list[float]] = {name: [] for name in callables}
+        longest = 0.0
+        for done, order in enumerate(_orders(list(callables), random.Random(seed))):
+            began = clock()
+            if done >= max_rounds or (done >= min_rounds and began - start + longest > budget_s):
+                break
+            for name in order:
+                settle()
+                call = callables[name]
+                if estimates[name] < SHORT_S:
+                    call()
+                samples[name].append(_sample(call, calls[name], clock))
+            longest = max(longest, clock() - began)
+    return {name: Timing(tuple(samples[name]), calls[name]) for name in callables}
+
+
+def faster(new: Timing, old: Timing, *, by: float = 1.0) -> Comparison:
+    """How sure it is that `new` is more than `by` times as fast as `old`.
+
+    Both must come from one call of `interleaved`. A round in which old > by × new counts for the
+    new one; the sign test asks how likely so many would be if each round were a toss of a coin.
+    It assumes nothing about how times are distributed, and one wild round is but one round.
+
+    Source: the sign test; Conover, "Practical Nonparametric Statistics", 3rd ed., section 3.4.
+
+    Raises:
+        WhetError: the timings do not have the same rounds.
+    """
+    if new.rounds != old.rounds or not new.rounds:
+        raise WhetError(
+            "only timings of the same rounds can be compared",
+            expected="two timings from one call of interleaved()",
+            got=f"{new.rounds} and {old.rounds} rounds",
+        )
+    pairs = [(n, o) for n, o in zip(new.samples, old.samples, strict=True) if o != by * n]
+    wins = sum(o > by * n for n, o in pairs)
+    fewer = sum(math.comb(len(pairs), k) for k in range(wins))  # outcomes with fewer wins
+    return Comparison(
+        ratio=statistics.median(
+            o / n if n else math.inf for n, o in zip(new.samples, old.samples, strict=True)
+        ),
+        confidence=fewer / 2 ** len(pairs),
+        rounds=len(pairs),
+    )
+
+
+def choose(
+    timings: Mapping[str, Timing], original: str, *, by: float = 1.0, confidence: float = 0.95
+) -> str:
+    """The name of the fastest that is surely faster than `original`, otherwise `original`.
+
+    With k candidates, each must pass at 1 − (1 − confidence) / k, or the luckiest of many equal
+    ones would be taken for a faster one (Bonferroni). That asks for about 4.3 + log2(k) rounds.
+    """
+    others = [name for name in timings if name != original]
+    needed = 1 - (1 - confidence) / max(1, len(others))
+    sure = [
+        name
+        for name in others
+        if faster(timings[name], timings[original], by=by).confidence >= needed
+    ]
+    return min(sure, key=lambda name: timings[name].median_s, default=original)
+
+
+def quiet(*, limit_s: float = 0.05, step_s: float = 1e-3) -> float:
+    """Waits until the other threads of this process sleep, at most `limit_s`; the seconds it took.
+
+    Thread pools spin for a while after their work before they sleep. This thread sleeps here from
+    the start, so whatever processor time passes is theirs.
+    """
+    began = time.perf_counter()
+    while True:
+        wall, busy = time.perf_counter(), time.process_time()
+        time.sleep(step_s)
+        now = time.perf_counter()
+        if time.process_time() - busy < 0.2 * (now - wall) or now - began >= limit_s:
+            return now - began
+
+
+def _warm(call: Callable[[], object], times: int, clock: Clock) -> float:
+    """Seconds of the quickest of `times` calls."""
+    return min(_sample(call, 1, clock) for _ in range(times))
+
+
+def _sample(call: Callable[[], object], calls: int, clock: Clock) -> float:
+    began = clock()
+    for _ in range(calls):
+        call()
+    return (clock() - began) / calls
+
+
+def _orders(names: Sequence[str], rng: random.Random) -> Iterator[list[str]]:
+    """Orders without end: a random one, turned so that each name stands once at each place."""
+    while True:
+        order = list(names)
+        rng.shuffle(order)
+        for k in range(max(1, len(order))):
+            yield order[k:] + order[:k]
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection inside: it would hit one callable for the litter of another."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
