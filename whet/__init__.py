@@ -1,0 +1,1 @@
+"""whet finds, proves and applies the optimizations that a PyTorch or ONNX model is missing."""
