@@ -1,11 +1,11 @@
 """Graphs as text, and back.
 
-    n0 = input(name='x', type=type('float32', (2, 8)))
-    n1 = parameter(name='w', type=type('float32', (4, 8)))
-    n2 = linear(n0, n1, None)                                  # f32[2, 4]  @ model.py:7: self.fc(x)
+    n0 = input(name='x', type=type('f32', (2, 8)))              # f32[2, 8]
+    n1 = parameter(name='w', type=type('f32', (4, 8)))          # f32[4, 8]
+    n2 = linear(n0, n1, None)                                   # f32[2, 4]    @ model.py:7: fc(x)
     return graph(inputs=(n0,), outputs=(n2,), updates=())
 
-One line a node, operands first. Types of operators are inferred again when the text is read and
+One line a node, operands first, notes behind a tab (no attribute's text holds one). Types of operators are inferred again when the text is read and
 must agree with the comment. The text is Python's syntax, read by `ast` and never executed; data of
 constants travels beside it. `parse_graph(print_graph(g)) == g` for every graph.
 """
@@ -21,7 +21,7 @@ from whet.errors import GraphError
 from whet.ir.graph import LEAVES, Graph, Node, apply, attr_text, item, leaf, opaque
 from whet.ir.types import DType, Poly, Size, TensorType, floordiv
 
-_NOTE = re.compile(r"  # (?P<type>\S[^@]*?)(?:  @ (?P<where>.*))?$")
+_NOTE = re.compile(r"\t# (?P<type>[^\t]*)(?:\t@ (?P<where>.*))?$")
 
 
 def print_graph(graph: Graph) -> str:
@@ -30,7 +30,7 @@ def print_graph(graph: Graph) -> str:
     lines = []
     for node in graph.nodes:
         where = graph.where.get(node)
-        note = f"  # {node.type!r}" + (f"  @ {_one_line(where)}" if where else "")
+        note = f"\t# {node.type!r}" + (f"\t@ {_one_line(where)}" if where else "")
         lines.append(f"{names[node]} = {_call(node, names)}{note}")
     inputs, outputs = (_tuple(names[n] for n in ns) for ns in (graph.inputs, graph.outputs))
     updates = _tuple(f"({names[a]}, {names[b]})" for a, b in graph.updates)
@@ -166,7 +166,7 @@ def _value(e: ast.expr) -> object:
         case ast.Call(ast.Name("type"), [ast.Constant(dtype), shape]):
             sizes = _value(shape)
             assert isinstance(sizes, tuple)
-            return TensorType(DType(dtype), sizes)
+            return TensorType(DType[str(dtype)], sizes)
     raise ValueError(f"not an attribute value: {ast.unparse(e)}")
 
 
