@@ -5,8 +5,9 @@
     n2 = linear(n0, n1, None)                                   # f32[2, 4]    @ model.py:7: fc(x)
     return graph(inputs=(n0,), outputs=(n2,), updates=())
 
-One line a node, operands first, notes behind a tab (no attribute's text holds one). Types of operators are inferred again when the text is read and
-must agree with the comment. The text is Python's syntax, read by `ast` and never executed; data of
+One line a node, operands first, notes behind a tab (no attribute's text holds one). Types of
+operators are inferred again when the text is read and must agree with the comment. The text is
+Python's syntax, read by `ast` and never executed; data of
 constants travels beside it. `parse_graph(print_graph(g)) == g` for every graph.
 """
 
