@@ -176,12 +176,14 @@ class Round:
 class Log:
     """The last search of a journal, read back.
 
-    `torn` says that the last line was cut off, `stop` is None where the search never ended.
+    `torn` says that the last line was cut off; `stop` and `answer` (the name of the state that was
+    returned) are None where the search never ended.
     """
 
     begin: Mapping[str, Any]
     rounds: Sequence[Round]
     stop: StopReason | None
+    answer: str | None
     torn: bool
 
     @property
@@ -232,12 +234,13 @@ def read(journal: Journal | str | os.PathLike[str]) -> Log:
     begin: Mapping[str, Any] | None = None
     rounds: list[Round] = []
     stop: StopReason | None = None
+    answer: str | None = None
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
             match event["event"]:
                 case "begin":
-                    begin, rounds, stop = event, [], None
+                    begin, rounds, stop, answer = event, [], None, None
                 case "round":
                     if rounds:
                         rounds[-1].pulled = event["pulled"]
@@ -245,7 +248,7 @@ def read(journal: Journal | str | os.PathLike[str]) -> Log:
                 case "refuted" | "scored":
                     rounds[-1].verdicts.append(event)
                 case "end":
-                    stop = StopReason(event["stop"])
+                    stop, answer = StopReason(event["stop"]), event["best"]
                     if rounds:
                         rounds[-1].pulled = event["pulled"]
                 case other:
@@ -260,7 +263,7 @@ def read(journal: Journal | str | os.PathLike[str]) -> Log:
             ) from error
     if begin is None:
         raise SearchError("the journal holds no search", where=where, expected="a `begin` line")
-    return Log(begin, rounds, stop, torn)
+    return Log(begin, rounds, stop, answer, torn)
 
 
 def replay(journal: Journal | Log | str | os.PathLike[str], space: Space[S]) -> Scored[S]:
@@ -302,7 +305,10 @@ def replay(journal: Journal | Log | str | os.PathLike[str], space: Space[S]) -> 
                 known[event["after"]] = _scored(candidate.after, event)
         # What was pulled beyond the last verdict may have moved the space's random numbers on.
         stream += islice(proposals, max(0, (round.pulled or 0) - len(stream)))
-    return known[log.best.get("after", log.begin["state"])]
+    best = log.best.get("after", log.begin["state"])
+    if log.answer not in (None, best) and log.stop is not StopReason.INTERRUPTED:
+        raise _parted("the best state", log.answer, best)
+    return known[best]
 
 
 def _compare(where: str, event: Mapping[str, Any], candidate: Candidate[Any]) -> None:

@@ -133,16 +133,15 @@ class _Run(Generic[S]):
         fresh = [draft.candidate for draft in batch if draft.fresh]
         for scored in self._price(fresh) if fresh else ():
             self.known[scored.state] = scored
-            if scored.cost.beats(self.best.cost):
-                self.best = scored
         found = []
         for draft in batch:
             priced = self.known[draft.candidate.after]
             assert priced is not None  # it was priced in this batch or in an earlier one
             found.append(priced)
-            self.journal.scored(
-                draft.number, draft.place, draft.candidate, priced, again=not draft.fresh
-            )
+            again = not draft.fresh
+            self.journal.scored(draft.number, draft.place, draft.candidate, priced, again=again)
+            if priced.cost.beats(self.best.cost):
+                self.best = priced  # once it is written down, so that a journal never lacks it
         self.scored += len(fresh)
         self.repeated += len(batch) - len(fresh)
         return found

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -148,6 +151,42 @@ def test_replay_names_the_first_divergence(changed, where):
     with pytest.raises(SearchError, match="does not go the way the journal says") as error:
         replay(journal, changed)
     assert where in str(error.value)
+
+
+def test_a_journal_whose_answer_is_not_its_best_is_refused():
+    journal = Journal()
+    search(line([3, 2, 1]), Greedy(), Budget(), journal)
+    journal.lines = [row for row in journal.lines if '"1->2"' not in row]
+    with pytest.raises(SearchError, match="does not go the way") as error:
+        replay(journal, line([3, 2, 1]))
+    assert "round 3" in str(error.value)
+    third = next(i for i, row in enumerate(journal.lines) if '"round": 3' in row)
+    del journal.lines[third:-1]
+    with pytest.raises(SearchError, match="does not go the way") as error:
+        replay(journal, line([3, 2, 1]))
+    assert "the best state" in str(error.value)
+
+
+def test_a_search_stopped_from_the_keyboard_leaves_a_whole_journal(tmp_path):
+    script = """if True:
+        import os, signal, sys, threading
+        from tests.unit.search.spaces import Wander
+        from whet.search import Annealing, Budget, Journal, search
+
+        with Journal(sys.argv[1]) as journal:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            outcome = search(Wander(), Annealing(rounds=10**9), Budget(seconds=60), journal)
+        print(outcome.stop, outcome.best.seconds <= outcome.start.seconds)
+    """
+    file = tmp_path / "search.jsonl"
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", script, file], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert (done.stdout, done.stderr) == ("Interrupted True\n", "")
+    log = read(file)
+    assert (log.stop, log.torn) == (StopReason.INTERRUPTED, False)
+    assert replay(log, Wander()).state <= 1000
 
 
 def test_replay_from_another_start_is_refused():
