@@ -1,0 +1,94 @@
+"""The verb `whet bench`: its arguments, and what it does with them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bench import suite, table
+from bench.peers import OURS, PEERS
+from whet.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what `run` reads to the parser of the verb."""
+    parser.add_argument("--suite", default="cpu", help="which models (default: cpu, the zoo)")
+    parser.add_argument(
+        "--peers",
+        default=",".join(PEERS),
+        help="systems to compare with, separated by commas (default: all: %(default)s)",
+    )
+    parser.add_argument("--models", help="of the suite, only these, separated by commas")
+    parser.add_argument("--threads", type=int, help="for each system (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go as JSON")
+    parser.add_argument(
+        "--budget", type=float, default=20.0, metavar="S", help="seconds of timing for each model"
+    )
+    parser.add_argument(
+        "--split", action="store_true", help="also whet with each cause of its gain switched off"
+    )
+    parser.add_argument("--without-whet", action="store_true", help="the peers alone")
+    parser.add_argument("--small", action="store_true", help="small models: a trial of the harness")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the suite, prints the tables, writes `bench/results/` and `--json`.
+
+    Returns:
+        0; 130 if it was interrupted, with what was measured until then written all the same.
+
+    Raises:
+        InputError: an unknown suite, peer or model, or no thread.
+    """
+    available = suite.suites()
+    (name,) = known("suite", [args.suite], available)
+    models = known("model", split(args.models) or available[name], available[name])
+    peers = known("peer", split(args.peers), PEERS)
+    if args.threads is not None and args.threads < 1:
+        raise InputError(
+            "a system needs a thread", expected="--threads 1 or more", got=args.threads
+        )
+    ours = [] if args.without_whet else list(OURS) if args.split else ["whet"]
+    result = suite.run_suite(
+        models,
+        [*peers, *ours],
+        suite=name,
+        threads=args.threads,
+        budget_s=args.budget,
+        scale="small" if args.small else "full",
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    page = table.text(result)
+    print(page, end="")
+    data = json.dumps(result, indent=1)
+    if args.json is not None:
+        suite.write(args.json, data)
+    if result["complete"] and not args.small:
+        stem = suite.result_stem(result)
+        suite.write(suite.RESULTS / f"{stem}.json", data)
+        suite.write(suite.RESULTS / f"{stem}.txt", page)
+    return 0 if result["complete"] else 130
+
+
+def split(names: str | None) -> list[str]:
+    """Names separated by commas; none where there is no text."""
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def known(what: str, names: Sequence[str], options: Iterable[str]) -> list[str]:
+    """`names`, if all of them are among the options."""
+    options = list(options)
+    for name in names:
+        if name not in options:
+            near = difflib.get_close_matches(name, options, n=3, cutoff=0.4)
+            raise InputError(
+                f"there is no {what} named {name!r}",
+                expected="one of " + ", ".join(options),
+                got=repr(name),
+                hint="did you mean " + " or ".join(near) + "?" if near else None,
+            )
+    return list(dict.fromkeys(names))
