@@ -7,6 +7,7 @@ compares texts with files, `peers` runs other systems, `device` needs an acceler
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import random
 import sys
@@ -23,6 +24,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+VERIFY = [True]
 GOLDEN = Path(__file__).parent / "golden"
 
 # The same examples in every run, so that a red test is about the change at hand; `--all` looks
@@ -63,6 +65,39 @@ def private_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WHET_CACHE", str(place))
         yield place
+
+
+@pytest.fixture(scope="session", autouse=True)
+def verified_graphs() -> Iterator[None]:
+    """Every Graph that a test makes is checked where it is made; equal graphs once.
+
+    A test of what is not well formed asks for the fixture `unverified`.
+    """
+    if importlib.util.find_spec("whet.ir.verify") is None:
+        yield
+        return
+    from whet.ir.graph import Graph
+    from whet.ir.verify import verify
+
+    make, seen = Graph.__init__, set()
+
+    def checked(graph: Graph, *args: object, **named: object) -> None:
+        make(graph, *args, **named)
+        if VERIFY and graph.digest not in seen:
+            verify(graph)
+            seen.add(graph.digest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Graph, "__init__", checked)
+        yield
+
+
+@pytest.fixture
+def unverified() -> Iterator[None]:
+    """Graphs are not checked as they are made."""
+    VERIFY.clear()
+    yield
+    VERIFY.append(True)
 
 
 @pytest.fixture(autouse=True)
