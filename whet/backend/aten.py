@@ -1,0 +1,207 @@
+"""ATen: how each operator of the table is spelled in torch.
+
+    CALLS["softmax"] = lambda a, x: torch.softmax(x, a["axis"])
+
+One row an operator: attributes and operand tensors in, the result out. The same rows run a graph
+eagerly and, traced, hand a region to Inductor. An operator without a row runs through its record
+(`whet.ir.interp`): right, slow, and counted as such in the report. A test compares every row with
+the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from whet.backend.library import run_opaque
+from whet.ir.graph import Node
+from whet.ir.interp import run_instance
+from whet.ir.types import DType
+
+Attrs = Mapping[str, Any]
+Call = Callable[..., Tensor]
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """torch's name of an element type."""
+    return cast(torch.dtype, getattr(torch, dtype.value))
+
+
+def _plain(f: Callable[..., Tensor]) -> Call:
+    """A row for what takes tensors alone."""
+    return lambda a, *xs: f(*xs)
+
+
+# Operators that torch calls by the same name and that take nothing but tensors.
+_SAME = """
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh
+    acosh atanh erf sigmoid abs sign floor ceil trunc round isnan isinf maximum minimum pow atan2
+    fmod bitwise_and bitwise_or bitwise_xor bitwise_not add sub mul div floor_divide remainder lt le
+    gt ge eq ne logical_and logical_or logical_xor logical_not neg square reciprocal relu matmul
+""".split()
+
+
+def _max_pool(rank: int) -> Call:
+    pool = getattr(torch, f"max_pool{rank}d")
+    return lambda a, x: pool(
+        x, a["kernel"], a["stride"], a["padding"], a["dilation"], any(a["extra"])
+    )
+
+
+def _avg_pool(rank: int) -> Call:
+    pool = getattr(F, f"avg_pool{rank}d")
+    return lambda a, x: pool(
+        x, a["kernel"], a["stride"], a["padding"], any(a["extra"]), bool(a["include_padding"])
+    )
+
+
+def _adaptive_avg_pool(rank: int) -> Call:
+    pool = getattr(F, f"adaptive_avg_pool{rank}d")
+    return lambda a, x: pool(x, a["size"])
+
+
+def _conv(a: Attrs, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    zero = [0] * len(a["stride"])
+    return torch.convolution(
+        x, w, b, a["stride"], a["padding"], a["dilation"], False, zero, a["groups"]
+    )
+
+
+def _conv_transpose(a: Attrs, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    return torch.convolution(
+        x, w, b, a["stride"], a["padding"], a["dilation"], True, a["output_padding"], a["groups"]
+    )
+
+
+def _attention(a: Attrs, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=bool(a["causal"]), scale=a["scale"], enable_gqa=a["group"] != 1
+    )
+
+
+def _slice(a: Attrs, x: Tensor) -> Tensor:
+    taken = torch.ops.aten.slice.Tensor(x, a["axis"], a["start"], a["stop"], a["step"])
+    return cast(Tensor, taken)
+
+
+def _pad(a: Attrs, x: Tensor) -> Tensor:
+    axis = a["axis"] % x.dim()
+    sizes = [0, 0] * (x.dim() - 1 - axis) + [a["before"], a["after"]]
+    return F.pad(x, sizes, value=a["value"])
+
+
+def _slice_scatter(a: Attrs, x: Tensor, z: Tensor) -> Tensor:
+    stop = a["start"] + z.shape[a["axis"]] * a["step"]
+    return torch.slice_scatter(x, z, a["axis"], a["start"], stop, a["step"])
+
+
+def _rope(a: Attrs, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+    return x * cos + turned * sin
+
+
+def _sum(a: Attrs, x: Tensor) -> Tensor:
+    return torch.sum(x, a["dims"]) if a["dims"] else x.clone()
+
+
+def _mean(a: Attrs, x: Tensor) -> Tensor:
+    return torch.mean(x, a["dims"]) if a["dims"] else x.clone()
+
+
+def _arange(a: Attrs) -> Tensor:
+    return (a["start"] + torch.arange(a["size"]) * a["step"]).to(torch_dtype(a["dtype"]))
+
+
+def _lstm_cell(
+    a: Attrs, x: Tensor, h: Tensor, c: Tensor, w: Tensor, u: Tensor, b: Tensor | None
+) -> Tensor:
+    hidden, cell = torch.lstm_cell(x, (h, c), w, u, b, None if b is None else torch.zeros_like(b))
+    return cell if a.get("out") == "c1" else hidden
+
+
+CALLS: dict[str, Call] = {
+    "gelu":         lambda a, x: F.gelu(x),
+    "gelu_tanh":    lambda a, x: F.gelu(x, approximate="tanh"),
+    "silu":         lambda a, x: F.silu(x),
+    "hardsigmoid":  lambda a, x: F.hardsigmoid(x),
+    "hardswish":    lambda a, x: F.hardswish(x),
+    "leaky_relu":   lambda a, x: F.leaky_relu(x, a["slope"]),
+    "elu":          lambda a, x: F.elu(x, a["alpha"]),
+    "softplus":     lambda a, x: F.softplus(x, a["beta"], a["threshold"]),
+    "clamp":        lambda a, x: torch.clamp(x, a["low"], a["high"]),
+    "where":        lambda a, c, x, z: torch.where(c if c.dtype == torch.bool else c != 0, x, z),
+    "cast":         lambda a, x: x.to(torch_dtype(a["dtype"])),
+    "full":         lambda a: torch.full(a["size"], a["value"], dtype=torch_dtype(a["dtype"])),
+    "arange":       _arange,
+    "linear":       lambda a, x, w, b: F.linear(x, w, b),
+    "einsum":       lambda a, *xs: torch.einsum(a["equation"], *xs),
+    "attention":    _attention,
+    "concat":       lambda a, *xs: torch.cat(xs, a["axis"]),
+    "stack":        lambda a, *xs: torch.stack(xs, a["axis"]),
+    "reshape":      lambda a, x: x.reshape(a["size"]),
+    "permute":      lambda a, x: x.permute(a["dims"]),
+    "expand":       lambda a, x: x.expand(a["size"]),
+    "slice":        _slice,
+    "select":       lambda a, x: x.select(a["axis"], a["index"]),
+    "pad":          _pad,
+    "flip":         lambda a, x: x.flip(a["axis"]),
+    "roll":         lambda a, x: x.roll(a["shift"], a["axis"]),
+    "tril":         lambda a, x: x.tril(a["diagonal"]),
+    "triu":         lambda a, x: x.triu(a["diagonal"]),
+    "embedding":    lambda a, t, ids: F.embedding(ids, t),
+    "index_select": lambda a, x, ids: torch.index_select(x, a["axis"], ids),
+    "slice_scatter": _slice_scatter,
+    "interpolate_bilinear": lambda a, x: F.interpolate(x, a["size"], mode="bilinear"),
+    "pixel_shuffle": lambda a, x: F.pixel_shuffle(x, a["factor"][0]),
+    "rope":         _rope,
+    "sum":          _sum,
+    "mean":         _mean,
+    "var":          lambda a, x: torch.var(x, a["dims"], correction=a["correction"]),
+    "amax":         lambda a, x: torch.amax(x, a["dims"]),
+    "amin":         lambda a, x: torch.amin(x, a["dims"]),
+    "argmax":       lambda a, x: torch.argmax(x, a["axis"]),
+    "argmin":       lambda a, x: torch.argmin(x, a["axis"]),
+    "cumsum":       lambda a, x: torch.cumsum(x, a["axis"]),
+    "cummax":       lambda a, x: torch.cummax(x, a["axis"]).values,
+    "softmax":      lambda a, x: torch.softmax(x, a["axis"]),
+    "log_softmax":  lambda a, x: torch.log_softmax(x, a["axis"]),
+    "logsumexp":    lambda a, x: torch.logsumexp(x, a["axis"]),
+    "batch_norm":   lambda a, x, m, v, g, b: F.batch_norm(x, m, v, g, b, eps=a["eps"]),
+    "layer_norm":   lambda a, x, g, b: F.layer_norm(x, a["size"], g, b, a["eps"]),
+    "rms_norm":     lambda a, x, g: F.rms_norm(x, a["size"], g, a["eps"]),
+    "group_norm":   lambda a, x, g, b: F.group_norm(x, a["groups"], g, b, a["eps"]),
+    "lstm_cell":    _lstm_cell,
+}  # fmt: skip
+CALLS |= {name: _plain(getattr(torch, name)) for name in _SAME}
+for _rank in (1, 2, 3):
+    CALLS[f"conv{_rank}d"] = _conv
+    CALLS[f"conv_transpose{_rank}d"] = _conv_transpose
+    CALLS[f"max_pool{_rank}d"] = _max_pool(_rank)
+    CALLS[f"avg_pool{_rank}d"] = _avg_pool(_rank)
+    CALLS[f"adaptive_avg_pool{_rank}d"] = _adaptive_avg_pool(_rank)
+
+# Calls whose result may share memory with their operand.
+VIEWS = frozenset({"reshape", "permute", "expand", "slice", "select", "cast"})
+
+
+def has_call(node: Node) -> bool:
+    """Whether torch has a call for this node; if not it runs through its record."""
+    return node.op in CALLS or node.op in ("opaque", "item")
+
+
+def call(node: Node, operands: Sequence[Tensor | None]) -> Any:
+    """One node's value; of a library call with several results, all of them (see `item`)."""
+    if node.op == "opaque":
+        found = run_opaque(node, [x for x in operands if x is not None])
+        return found[0] if len(found) == 1 else found
+    if node.op == "item":
+        return cast(Sequence[Tensor], operands[0])[int(str(node.attr("index")))]
+    row = CALLS.get(node.op)
+    if row is not None:
+        return row(dict(node.attrs), *operands)
+    return run_instance(node.instance, operands, out=node.attr("out"))

@@ -1,0 +1,125 @@
+"""Which library kernel runs a cluster: the one that was measured fastest, remembered by the store.
+
+A time is filed under everything it depends on: the cluster's operators, attributes and types, the
+machine, the number of threads, torch's version. What is not on file is measured, all kernels of a
+cluster interleaved; a kernel that fails is filed as failed and never taken. Plain ATen is kept
+unless another kernel is surely faster.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from whet.backend.cluster import Cluster
+from whet.backend.lowered import example
+from whet.backend.packed import Kernel, finish
+from whet.ir.graph import Node
+from whet.machine import Machine
+from whet.run.measure import choose, interleaved
+from whet.store import Store
+
+KIND = "kernel-choice"
+BUDGET_S = 0.25  # seconds of measuring per distinct cluster
+
+
+@dataclass
+class Chooser:
+    """Chooses kernels by measured time.
+
+    Attributes:
+        store: where choices are kept.
+        machine: whose choices they are.
+        libraries: False takes plain ATen everywhere (the ablation "library choice off").
+        measured: clusters timed here; hits: choices taken from the store.
+        failures: reason to count, of kernels that did not run.
+    """
+
+    store: Store
+    machine: Machine
+    libraries: bool = True
+    measured: int = 0
+    hits: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    chosen: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, cluster: Cluster, kernels: list[Kernel]) -> Kernel:
+        """The kernel to run `cluster` with, of those given (plain ATen first)."""
+        if len(kernels) == 1 or not self.libraries:
+            return kernels[0]
+        by_name = {k.name: k for k in kernels}
+        weights = {p.operand for k in kernels for p in k.packs}
+        derived = frozenset(a for i in weights if (a := cluster.operands[i]) is not None)
+        key = cluster.key(derived)
+        name = self.chosen.get(key)
+        if name is None:
+            name = self._recall(key, by_name) or self._measure(key, cluster, by_name)
+            self.chosen[key] = name
+        return by_name.get(name, kernels[0])
+
+    def _place(self, key: str) -> str:
+        version = torch.__version__
+        threads = torch.get_num_threads()
+        return f"{self.machine.fingerprint()}/torch-{version}/{threads}t/{key}"
+
+    def _recall(self, key: str, kernels: Mapping[str, Kernel]) -> str | None:
+        row = self.store.get(KIND, self._place(key))
+        if not isinstance(row, dict) or set(row.get("kernels", ())) != set(kernels):
+            return None
+        self.hits += 1
+        return str(row["choice"])
+
+    def _measure(self, key: str, cluster: Cluster, kernels: Mapping[str, Kernel]) -> str:
+        generator = torch.Generator().manual_seed(0)
+        seen: dict[Node, Tensor] = {}
+        for a in cluster.operands:
+            if a is not None and a not in seen:
+                seen[a] = example(a, generator)
+        operands = [None if a is None else seen[a] for a in cluster.operands]
+        calls: dict[str, Callable[[], Tensor]] = {}
+        failed: dict[str, str] = {}
+        with torch.no_grad():
+            for name, kernel in kernels.items():
+                try:
+                    call = prepared(cluster, kernel, operands)
+                    call()
+                except (RuntimeError, NotImplementedError) as fault:
+                    failed[name] = str(fault).splitlines()[0]
+                    self.failures[f"{name}: {failed[name]}"] += 1
+                else:
+                    calls[name] = call
+            timings = interleaved(calls, budget_s=BUDGET_S, min_rounds=7, warmup=2)
+        first = next(iter(calls))
+        name = choose(timings, first)
+        self.measured += 1
+        row = {
+            "choice": name,
+            "kernels": sorted(kernels),
+            "seconds": {n: t.median_s for n, t in timings.items()},
+            "failed": failed,
+            "cluster": repr(cluster),
+        }
+        self.store.put(KIND, self._place(key), row)
+        return name
+
+
+def prepared(
+    cluster: Cluster, kernel: Kernel, operands: list[Tensor | None]
+) -> Callable[[], Tensor]:
+    """A call of the whole cluster through `kernel`, weights transformed beforehand."""
+    args = list(operands)
+    for pack in kernel.packs:
+        weight = operands[pack.operand]
+        assert weight is not None
+        packed = pack.transform(weight)
+        if pack.beside:
+            args.append(packed)
+        else:
+            args[pack.operand] = packed
+    if kernel.covers == len(cluster.nodes):
+        return lambda: kernel.call(*args)
+    return lambda: finish(cluster, kernel, kernel.call(*args), args)

@@ -1,0 +1,145 @@
+"""The calling convention of a program: how arguments become flat inputs, and results a pytree.
+
+signature := argument leaf …, result leaf …
+argument  := tensor of a type | fixed value        in the order of the flattened (args, kwargs)
+result    := result k | argument k | fixed value   in the order of the flattened return value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorArgument:
+    """A tensor that the program was made for."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str = "cpu"
+
+    def misfit(self, value: object) -> str | None:
+        """Why `value` cannot be passed here, or None."""
+        if not isinstance(value, Tensor):
+            return f"expected a tensor, got {type(value).__name__}"
+        if value.dim() != len(self.shape):
+            return f"expected rank {len(self.shape)}, got rank {value.dim()}"
+        if value.dtype != self.dtype:
+            return f"expected {_short(self.dtype)}, got {_short(value.dtype)}"
+        if value.device.type != self.device:
+            return f"expected device {self.device}, got {value.device.type}"
+        if value.shape != self.shape:
+            return f"expected shape {list(self.shape)}, got {list(value.shape)}"
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {_short(self.dtype)}{list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class FixedArgument:
+    """A value that is no tensor and was part of what was captured."""
+
+    name: str
+    value: object
+
+    def misfit(self, value: object) -> str | None:
+        """Why `value` cannot be passed here, or None."""
+        same = type(value) is type(self.value) and value == self.value
+        return None if same else f"was captured as {self.value!r}, got {value!r}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value!r}"
+
+
+Argument = TensorArgument | FixedArgument
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """See the module's docstring.
+
+    Attributes:
+        arguments: leaves of the flattened `(args, kwargs)`.
+        results: for each leaf of the return value: ("result", k), ("argument", k) or ("value", v).
+        in_spec, out_spec: the pytrees' structure.
+    """
+
+    arguments: tuple[Argument, ...]
+    results: tuple[tuple[str, Any], ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+
+    def flatten(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> list[object] | None:
+        """Leaves of a call's arguments, or None where their structure is another one."""
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        return leaves if spec == self.in_spec else None
+
+    def misfit(self, leaves: Sequence[object]) -> str | None:
+        """Why these leaves are not what the program was made for, or None."""
+        for argument, value in zip(self.arguments, leaves, strict=True):
+            reason = argument.misfit(value)
+            if reason is not None:
+                return f"{argument.name}: {reason}"
+        return None
+
+    def inputs(self, leaves: Sequence[object]) -> list[Tensor]:
+        """The tensors among the leaves: the program's inputs."""
+        pairs = zip(self.arguments, leaves, strict=True)
+        return [v for a, v in pairs if isinstance(a, TensorArgument) and isinstance(v, Tensor)]
+
+    def unflatten(self, results: Sequence[Tensor], leaves: Sequence[object]) -> Any:
+        """The return value from the program's results and the call's leaves."""
+        sources: dict[str, Sequence[object]] = {"result": results, "argument": leaves}
+        flat = [v if kind == "value" else sources[kind][v] for kind, v in self.results]
+        return pytree.tree_unflatten(flat, self.out_spec)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.arguments))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `Signature.from_json` takes it back."""
+        arguments: list[dict[str, Any]] = []
+        for a in self.arguments:
+            if isinstance(a, TensorArgument):
+                row = {"name": a.name, "shape": list(a.shape), "dtype": _short(a.dtype)}
+                arguments.append(row | {"device": a.device})
+            else:
+                arguments.append({"name": a.name, "value": a.value})
+        return {
+            "arguments": arguments,
+            "results": [list(r) for r in self.results],
+            "in_spec": pytree.treespec_dumps(self.in_spec),
+            "out_spec": pytree.treespec_dumps(self.out_spec),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Signature:
+        """The signature of `to_json`. Raises KeyError or TypeError for anything else."""
+        arguments: list[Argument] = []
+        for row in data["arguments"]:
+            if "dtype" in row:
+                dtype = getattr(torch, row["dtype"])
+                shape = tuple(row["shape"])
+                arguments.append(TensorArgument(row["name"], shape, dtype, row["device"]))
+            else:
+                arguments.append(FixedArgument(row["name"], row["value"]))
+        return cls(
+            tuple(arguments),
+            tuple((kind, value) for kind, value in data["results"]),
+            pytree.treespec_loads(data["in_spec"]),
+            pytree.treespec_loads(data["out_spec"]),
+        )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
