@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from whet.errors import GraphError, RecordError
-from whet.ir.ops import TABLE, instance, result_type
+from whet.ir.ops import exists, instance, result_type
 from whet.ir.record import Instance
 from whet.ir.types import DType, Poly, TensorType
 
@@ -79,7 +79,7 @@ class Node:
     @property
     def instance(self) -> Instance:
         """The operator's record at this node's shapes. Raises `RecordError` for other nodes."""
-        if self.op not in TABLE:
+        if not exists(self.op):
             raise RecordError(f"a node of kind {self.op} has no record")
         return instance(
             self.op, tuple(None if a is None else a.shape for a in self.args), self.attrs
@@ -203,7 +203,7 @@ def rebuilt(node: Node, args: Iterable[Node | None]) -> Node:
     new = tuple(args)
     if new == node.args:
         return node
-    if node.op in TABLE:
+    if exists(node.op):
         return apply(node.op, *new, **dict(node.attrs))
     if node.op == "item":
         assert new[0] is not None

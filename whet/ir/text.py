@@ -6,7 +6,8 @@
     return graph(inputs=(n0,), outputs=(n2,), updates=())
 
 One line a node, operands first, notes behind a tab (no attribute's text holds one). Types of
-operators are inferred again when the text is read and must agree with the comment. The text is
+operators are inferred again when the text is read and must agree with the comment. A gradient
+`conv2d~w` is written `conv2d.w`. The text is
 Python's syntax, read by `ast` and never executed; data of
 constants travels beside it. `parse_graph(print_graph(g)) == g` for every graph.
 """
@@ -44,7 +45,7 @@ def _call(node: Node, names: Mapping[Node, str]) -> str:
     parts += [f"{k}={attr_text(v)}" for k, v in node.attrs]
     if node.is_leaf:
         parts.append(f"type={attr_text(node.type)}")
-    return f"{node.op}({', '.join(parts)})"
+    return f"{node.op.replace('~', '.')}({', '.join(parts)})"
 
 
 def _tuple(parts: object) -> str:
@@ -100,12 +101,11 @@ def _line(body: str, nodes: Mapping[str, Node]) -> tuple[str, Node]:
     assert isinstance(statement, ast.Assign)
     call, target = statement.value, statement.targets[0]
     assert isinstance(call, ast.Call)
-    assert isinstance(call.func, ast.Name)
     assert isinstance(target, ast.Name)
     args = [None if isinstance(a, ast.Constant) else nodes[_id(a)] for a in call.args]
     attrs = {str(k.arg): _value(k.value) for k in call.keywords}
     present = [a for a in args if a is not None]
-    op = call.func.id
+    op = ast.unparse(call.func).replace(".", "~")
     if op in LEAVES:
         type_ = attrs["type"]
         assert isinstance(type_, TensorType)

@@ -148,7 +148,10 @@ class Body:
     def _call(self, fn: str, args: Sequence[Expr]) -> Value:
         if fn == "**" and isinstance(args[1], Num) and isinstance(args[1].value, int):
             return self.power(self.value(args[0]), args[1].value)
-        values = [self.value(a) for a in args]
+        values: list[Value] = []
+        for x in args:
+            with self.hiding(bool(values) and fn in ("and", "or")):  # the first decides
+                values.append(self.value(x))
         if fn in ARITHMETIC:
             return self.arithmetic(fn, *values)
         if fn in COMPARISON:

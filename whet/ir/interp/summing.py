@@ -108,9 +108,7 @@ def _product(factors: Sequence[Expr]) -> Expr:
 
 
 # -- recognised forms ------------------------------------------------------------------------------
-def _picked(
-    body: Body, e: Reduce, factors: Sequence[Expr], guards: Sequence[Expr]
-) -> Value | None:
+def _picked(body: Body, e: Reduce, factors: Sequence[Expr], guards: Sequence[Expr]) -> Value | None:
     """A guard that fixes a summed axis: its value takes the axis's place."""
     for g in guards:
         if not (isinstance(g, Call) and g.fn == "=="):
@@ -267,7 +265,10 @@ def _masked(body: Body, factors: Sequence[Expr], guards: Sequence[Expr]) -> list
         values = [body.lifted(v) for v in values]
     else:
         values = [Value(v.t.to(torch.int64), v.axes) for v in values]
-    tests = [body.value(g) for g in guards]
+    tests: list[Value] = []
+    for guard in guards:
+        with body.hiding(bool(tests)):  # a guard may load what only an earlier one lets it see
+            tests.append(body.value(guard))
     if not tests:
         return values
     zero = Value(values[0].t.new_zeros(()), ())

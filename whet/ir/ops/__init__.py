@@ -73,8 +73,21 @@ def _parse(text: str) -> Record:
     return Record(text)
 
 
+def exists(name: str) -> bool:
+    """Is there an operator of this name, in the table or derived from one that is?"""
+    return name.partition("~")[0] in TABLE
+
+
 def operator(name: str) -> Operator:
-    """The operator called `name`. Raises `RecordError` with the nearest names."""
+    """The operator called `name`; `op~x` is the gradient of operand x of `op`.
+
+    Raises:
+        RecordError: there is none; names the nearest.
+    """
+    if "~" in name:
+        from whet.ir.adjoint import backward
+
+        return backward(name)
     found = TABLE.get(name)
     if found is None:
         import difflib
@@ -103,18 +116,13 @@ def result_type(name: str, operands: Sequence[TensorType | None], attrs: Attrs) 
     out = str(known.get("out", bound.outs[0]))
     if out not in bound.results:
         raise RecordError(f"operator {name} has no result {out}", expected=", ".join(bound.outs))
+    given = {n: t.dtype for n, t in zip(bound.operands, filter(None, operands), strict=True)}
     dtype = known.get("dtype")
+    if "~" in name:  # a gradient has its operand's type, whatever it is computed from
+        dtype = given[name.rpartition("~")[2]]
     if not isinstance(dtype, DType):
-        names = [n for n, _, _ in _operand_patterns(name, operands, known)]
-        given = {n: t.dtype for n, t in zip(names, operands, strict=True) if t is not None}
         dtype = kind_of(bound, out, given)
     return TensorType(dtype, bound.shape(out))
-
-
-def _operand_patterns(
-    name: str, operands: Sequence[TensorType | None], attrs: Mapping[str, object]
-) -> tuple[tuple[str, object, float | None], ...]:
-    return record_of(name, tuple(None if t is None else t.shape for t in operands), attrs).operands
 
 
 def record_of(name: str, shapes: Sequence[Shape | None], attrs: Mapping[str, object]) -> Record:
