@@ -94,7 +94,7 @@ def evaluate_nodes(
     data = {**_constants(graph), **feeds}
     used = _reachable(graph, wanted)
     sizes = _sizes(used, data)
-    pending = {n: 0 for n in used}
+    pending = dict.fromkeys(used, 0)
     for n in used:
         for a in n.operands:
             pending[a] += 1
@@ -261,5 +261,3 @@ def _shaped(t: Tensor, instance: Instance, slots: Slots) -> Tensor:
         sizes.append(size)
     inverse = [slots.dims.index(d) for d in range(len(slots.dims))]
     return t.reshape(sizes).permute(inverse)
-
-

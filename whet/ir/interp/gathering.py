@@ -1,8 +1,8 @@
 """Loads: an element of a tensor at every point of the axes that its index mentions.
 
-    affine index      one strided view of the tensor, padded where the index leaves it
-    any other index   index_select along each dim that shares no axis with another dim,
-                      one joint gather over the dims that do
+affine index      one strided view of the tensor, padded where the index leaves it
+any other index   index_select along each dim that shares no axis with another dim,
+                  one joint gather over the dims that do
 """
 
 from __future__ import annotations

@@ -54,5 +54,7 @@ def where(test: Value, then: Value, other: Value) -> Value:
     """Element by element, `then` or `other`; nothing of the one not taken shows."""
     axes = union((then, other, test))
     t = test.along(axes)
-    chosen = torch.where(t if t.dtype == torch.bool else t != 0, then.along(axes), other.along(axes))
+    chosen = torch.where(
+        t if t.dtype == torch.bool else t != 0, then.along(axes), other.along(axes)
+    )
     return Value(chosen, axes)
