@@ -1,0 +1,179 @@
+"""Reading and writing at positions that are data.
+
+Positions handed to `index` may count from the end; they are brought to the front by arithmetic
+unless they are known not to be negative. Several index tensors become one position in the merged
+dims. Writing has a record where each place is written once, or where what is written is added.
+"""
+
+from __future__ import annotations
+
+import math
+
+from whet.capture.aten.call import (
+    Call,
+    NoMapping,
+    Scalar,
+    aten,
+    axis_of,
+    cast,
+    cut,
+    expand,
+    ints,
+    number,
+    permute,
+    reshape,
+)
+from whet.ir.graph import Node, apply
+from whet.ir.types import DType
+
+
+@aten("embedding")
+def embedding(
+    call: Call,
+    weight: Node,
+    indices: Node,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Node:
+    """Rows of a table."""
+    return apply("embedding", weight, indices)
+
+
+@aten("index_select")
+def index_select(call: Call, x: Node, dim: int, index: Node) -> Node:
+    """Positions of a dim, in any order."""
+    if not x.shape:
+        return x
+    return apply(
+        "index_select", x, reshape(index, (index.type.numel,)), axis=axis_of(dim, len(x.shape))
+    )  # type: ignore[arg-type]
+
+
+@aten("gather")
+def gather(call: Call, x: Node, dim: int, index: Node, sparse_grad: bool = False) -> Node:
+    """One position of a dim for each place of the result."""
+    if not x.shape:
+        return x
+    axis = axis_of(dim, len(x.shape))
+    for d, n in enumerate(ints(index.shape)):
+        if d != axis:
+            x = cut(x, d, 0, n)
+    return apply("gather", x, index, axis=axis)
+
+
+@aten("index.Tensor", "_unsafe_index.Tensor")
+def index(call: Call, x: Node, indices: list[Node | None]) -> Node:
+    """x[i, :, j, …]: the indexed dims merged, and one position in them read."""
+    given = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if any(i.dtype in (DType.bool, DType.u8) for _, i in given):
+        raise NoMapping("a mask as an index")
+    if not given:
+        return x
+    shape = ints(x.shape)
+    dims = [d for d, _ in given]
+    together = dims == list(range(dims[0], dims[-1] + 1))
+    front = dims[0] if together else 0
+    rest = [d for d in range(len(shape)) if d not in dims]
+    x = permute(x, [*rest[:front], *dims, *rest[front:]])
+    outer, inner = [shape[d] for d in rest[:front]], [shape[d] for d in rest[front:]]
+    at: Node | None = None
+    for d, i in given:
+        place = _from_front(call, cast(i, DType.i64), shape[d])
+        if at is None:
+            at = place
+        else:
+            at = apply("add", apply("mul", at, number(shape[d], DType.i64)), place)
+    assert at is not None
+    x = reshape(x, (*outer, math.prod(shape[d] for d in dims), *inner))
+    if not outer and len(inner) == 1:
+        return reshape(apply("embedding", x, at), call.shape)
+    flat = reshape(at, (math.prod(ints(at.shape)),))
+    return reshape(apply("index_select", x, flat, axis=len(outer)), call.shape)
+
+
+def _from_front(call: Call, at: Node, size: int) -> Node:
+    if _never_negative(call, at):
+        return at
+    wrapped = apply("add", at, number(size, DType.i64))
+    return apply("where", apply("lt", at, number(0, DType.i64)), wrapped, at)
+
+
+# Operators whose result is not negative when none of their operands is.
+_KEEP_SIGN = frozenset(
+    "add mul maximum minimum cast reshape permute expand slice select concat stack cumsum sum "
+    "floor_divide flip roll index_select embedding gather square tril triu repeat".split()
+)
+
+
+def _never_negative(call: Call, node: Node) -> bool:
+    pending, seen = [node], {node}
+    while pending:
+        n = pending.pop()
+        if n.dtype is DType.bool or n.op in ("argmax", "argmin", "abs"):
+            continue
+        if n.op == "arange" and _at_least_zero(n.attr("start")) and _at_least_zero(n.attr("step")):
+            continue
+        if n.op == "full" and _at_least_zero(n.attr("value")):
+            continue
+        if n.op == "clamp" and _at_least_zero(n.attr("low")):
+            continue
+        if n.op == "item" and n.args[0] is not None and n.attr("index") == 1:
+            if str(n.args[0].attr("target")).startswith(("aten.topk", "aten.sort")):
+                continue
+        data = call.data(n)
+        if data is not None and (data.numel() == 0 or bool(data.min() >= 0)):
+            continue
+        if n.op not in _KEEP_SIGN:
+            return False
+        pending += [a for a in n.operands if a not in seen]
+        seen.update(n.operands)
+    return True
+
+
+def _at_least_zero(value: object) -> bool:
+    return isinstance(value, int | float) and value >= 0
+
+
+@aten("scatter", "scatter_add")
+def scatter(
+    call: Call,
+    x: Node,
+    dim: int,
+    index: Node,
+    src: Node | None = None,
+    value: Scalar | None = None,
+    reduce: str | None = None,
+) -> Node:
+    """x with positions of a dim written, or added to, at places that are data."""
+    if reduce is not None:
+        raise NoMapping("scatters with a reduction")
+    axis, shape = axis_of(dim, len(x.shape)), ints(x.shape)
+    if not shape:
+        raise NoMapping("scatters a single number")
+    adds = "scatter_add" in call.target
+    wide = ints(index.shape)
+    if any(n != wide[d] for d, n in enumerate(shape) if d != axis):
+        raise NoMapping("an index narrower than what it writes to")
+    if not adds and value is None and not _distinct(index, axis):
+        raise NoMapping("positions that may coincide")
+    if src is not None:
+        for d, n in enumerate(wide):
+            src = cut(src, d, 0, n)
+        written = cast(src, call.dtype)
+    else:
+        assert value is not None
+        written = expand(number(value, call.dtype), wide)
+    if adds:
+        return apply("scatter_add", x, index, written, axis=axis)
+    raise NoMapping("later")
+
+
+def _distinct(index: Node, axis: int) -> bool:
+    """Whether no two positions along the axis are known to be equal."""
+    if index.shape[axis] == 1:
+        return True
+    source = index.args[0] if index.op == "item" else None
+    if source is None or index.attr("index") != 1:
+        return False
+    return str(source.attr("target")).startswith(("aten.topk", "aten.sort"))

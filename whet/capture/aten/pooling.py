@@ -1,0 +1,147 @@
+"""Pooling and resampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from whet.capture.aten.call import Call, NoMapping, Value, aten, ints, number, reshape, tuple_of
+from whet.ir.graph import Node, apply
+
+Sizes = int | Sequence[int]
+
+
+def _window(
+    call: Call, x: Node, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
+) -> tuple[Node, dict[str, tuple[int, ...]]]:
+    """Attributes of a pooling; `extra` is how far the last window stands out, as the shape says."""
+    rank = int(next(c for c in call.target if c.isdigit()))
+    kernel = tuple_of(kernel_size, rank)
+    steps = tuple_of(stride, rank) if stride != [] and stride is not None else kernel
+    pads, gaps = tuple_of(padding, rank), tuple_of(dilation, rank)
+    rows = zip(call.shape[-rank:], ints(x.shape)[-rank:], kernel, steps, pads, gaps, strict=True)
+    extra = tuple(
+        max(0, (out - 1) * s - (size + 2 * p - d * (k - 1) - 1)) for out, size, k, s, p, d in rows
+    )
+    batched = reshape(x, (1, *ints(x.shape))) if len(x.shape) == rank + 1 else x
+    return batched, dict(kernel=kernel, stride=steps, padding=pads, dilation=gaps, extra=extra)
+
+
+@aten("max_pool1d", "max_pool2d", "max_pool3d")
+def max_pool(
+    call: Call,
+    x: Node,
+    kernel_size: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+) -> Node:
+    """The largest of each window."""
+    steps = list(stride) if isinstance(stride, Sequence) else stride
+    x, window = _window(call, x, kernel_size, steps, padding, dilation)
+    return reshape(apply(f"max_pool{len(window['kernel'])}d", x, **window), call.shape)
+
+
+@aten("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices")
+def max_pool_with_indices(call: Call, x: Node, kernel_size: Sizes, **window: Sizes) -> Value:
+    """The largest of each window; where it stands has no record."""
+    call.only(0)
+    return [max_pool(call, x, kernel_size, **window)]  # type: ignore[arg-type]
+
+
+@aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def avg_pool(
+    call: Call,
+    x: Node,
+    kernel_size: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Node:
+    """The mean of each window."""
+    steps = list(stride) if isinstance(stride, Sequence) else stride
+    x, window = _window(call, x, kernel_size, steps, padding, 1)
+    del window["dilation"]
+    rank = len(window["kernel"])
+    if divisor_override is not None and any(window["extra"]):
+        raise NoMapping("windows that stand out, divided by a given number")
+    include = int(count_include_pad or divisor_override is not None)
+    y = apply(f"avg_pool{rank}d", x, **window, include_padding=include)
+    if divisor_override is not None:
+        y = apply("mul", y, number(math.prod(window["kernel"]) / divisor_override, y.dtype))
+    return reshape(y, call.shape)
+
+
+@aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+@aten("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+def adaptive_avg_pool(call: Call, x: Node, output_size: Sizes) -> Node:
+    """Means over as many even pieces as asked for."""
+    rank = int(next(c for c in call.target if c.isdigit()))
+    batched = reshape(x, (1, *ints(x.shape))) if len(x.shape) == rank + 1 else x
+    y = apply(f"adaptive_avg_pool{rank}d", batched, size=call.shape[-rank:])
+    return reshape(y, call.shape)
+
+
+@aten("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def adaptive_max_pool(call: Call, x: Node, output_size: Sizes) -> Value:
+    """Maxima over even pieces, where the pieces are all alike."""
+    call.only(0)
+    rank = int(next(c for c in call.target if c.isdigit()))
+    sizes = list(zip(ints(x.shape)[-rank:], call.shape[-rank:], strict=True))
+    if any(size % out for size, out in sizes):
+        raise NoMapping("pieces of different lengths")
+    return [max_pool(call, x, [size // out for size, out in sizes])]
+
+
+@aten("upsample_nearest1d", "upsample_nearest2d")
+def upsample_nearest(
+    call: Call,
+    x: Node,
+    output_size: Sizes | None = None,
+    scale_factors: object = None,
+    scales: object = None,
+    scales_h: object = None,
+    scales_w: object = None,
+) -> Node:
+    """Each output pixel a copy of the one below it; where rounding moves one, it stays a call."""
+    given = [s for s in (scale_factors, scales, scales_h, scales_w) if s is not None]
+    return _resampled(call, x, "nearest", given)
+
+
+@aten("upsample_bilinear2d")
+def upsample_bilinear(
+    call: Call,
+    x: Node,
+    output_size: Sizes | None,
+    align_corners: bool,
+    scale_factors: object = None,
+    scales_h: object = None,
+    scales_w: object = None,
+) -> Node:
+    """Each output pixel a mean of its four neighbours."""
+    if align_corners:
+        raise NoMapping("corners aligned")
+    given = [s for s in (scale_factors, scales_h, scales_w) if s is not None]
+    return _resampled(call, x, "bilinear", given)
+
+
+def _resampled(call: Call, x: Node, mode: str, scales: list[object]) -> Node:
+    rank = len(x.shape) - 2
+    sizes, outs = ints(x.shape)[2:], call.shape[2:]
+    factors = [f for s in scales for f in (s if isinstance(s, Sequence) else [s])]
+    if factors and any(n * f != out for n, f, out in zip(sizes, factors, outs, strict=True)):
+        raise NoMapping("a scale that is not the quotient of the sizes")
+    if mode == "nearest":
+        for n, out in zip(sizes, outs, strict=True):
+            line = torch.arange(n, dtype=torch.float32).reshape(1, 1, n)
+            if F.interpolate(line, size=out)[0, 0].tolist() != [k * n // out for k in range(out)]:
+                raise NoMapping("positions that the library rounds in float32")
+    flat = reshape(x, (*ints(x.shape)[:2], 1, sizes[0])) if rank == 1 else x
+    y = apply(f"interpolate_{mode}", flat, size=(1, *outs) if rank == 1 else outs)
+    return reshape(y, call.shape)

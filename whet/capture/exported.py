@@ -1,0 +1,208 @@
+"""torch.export: the one place that knows its private corners.
+
+export(module, args, kwargs)   the program as the user's calls, composite ones whole
+functional(program, kept)      the same without mutation, and decomposed as far as `kept` asks
+load(path)                     a saved program
+user_line(node)                where in the user's code a call stands
+"""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import re
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from whet.errors import CaptureError
+
+# Calls that write to their operands without saying so in their schema, and the argument that
+# decides it.
+_SILENT_WRITES = {"aten.batch_norm.default": 5, "aten.instance_norm.default": 5}
+_FRAME = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+(?:\n\s+(?P<code>[^\n]+))?'
+)
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parents[1])
+
+
+def export(
+    module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> ExportedProgram:
+    """The module as torch sees it through these example inputs.
+
+    Raises:
+        CaptureError: it does not trace; the user's line is shown.
+    """
+    with quiet(), whole_attention():
+        try:
+            return torch.export.export(module, args, dict(kwargs), strict=False)
+        except Exception as fault:
+            raise untraceable(fault) from fault
+
+
+def functional(program: ExportedProgram, kept: Callable[[str], bool]) -> ExportedProgram:
+    """The program without mutation, every call for which `kept` is false decomposed.
+
+    A program that is so already comes back as it is: tracing it again costs as much as exporting.
+    """
+    if all(map(pure, _calls(program.graph_module))) and all(
+        kept(str(n.target)) for n in _calls(program.graph_module)
+    ):
+        return program
+    table = torch.export.default_decompositions()
+    for op in [op for op in table if kept(str(op))]:
+        del table[op]
+    with quiet():
+        try:
+            return program.run_decompositions(table)
+        except Exception as fault:
+            raise untraceable(fault) from fault
+
+
+def _calls(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """Every call of a library operator, in nested programs too."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            yield from (n for n in part.graph.nodes if isinstance(n.target, torch._ops.OpOverload))
+
+
+def pure(node: fx.Node) -> bool:
+    """Whether a call leaves its operands alone."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    flag = _SILENT_WRITES.get(str(node.target))
+    if flag is not None and len(node.args) > flag and node.args[flag]:
+        return False
+    return not node.target._schema.is_mutable
+
+
+def draws(target: object) -> bool:
+    """Whether a library operator takes random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+def arguments(node: fx.Node) -> dict[str, object]:
+    """A call's arguments by their names in the schema, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: dict[str, object] = {}
+    for k, argument in enumerate(node.target._schema.arguments):
+        if k < len(node.args):
+            found[argument.name] = node.args[k]
+        elif argument.name in node.kwargs:
+            found[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            found[argument.name] = argument.default_value
+    return found
+
+
+def load(path: Path) -> ExportedProgram:
+    """A saved program.
+
+    Raises:
+        CaptureError: there is no such file, or it holds no program.
+    """
+    if not path.is_file():
+        raise CaptureError(f"there is no file {path}", expected="a program saved by torch.export")
+    with quiet():
+        try:
+            return torch.export.load(path)
+        except Exception as fault:
+            raise CaptureError(
+                f"{path} does not load as an exported program",
+                got=first_line(fault),
+                hint="save it anew with torch.export.save, by a torch that is not newer than"
+                f" {torch.__version__}",
+            ) from fault
+
+
+def example_inputs(
+    program: ExportedProgram,
+) -> tuple[tuple[object, ...], Mapping[str, object]] | None:
+    """What the program was exported with, where it says so."""
+    found = program.example_inputs
+    return None if found is None else (tuple(found[0]), dict(found[1]))
+
+
+def symbolic(program: ExportedProgram) -> bool:
+    """Whether sizes are left open, which an import for given inputs closes."""
+    return bool(program.range_constraints)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that torch gives about its own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def whole_attention() -> Iterator[None]:
+    """Encoder layers as the calls they are made of, not as the one call that inference takes."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+# -- the user's lines ----------------------------------------------------------------------------
+def user_line(node: fx.Node) -> str:
+    """The innermost line outside torch that led to a call, as "file:line: code"; else ""."""
+    for found in reversed(list(_FRAME.finditer(node.meta.get("stack_trace") or ""))):
+        if not found["file"].startswith(_TORCH):
+            code = found["code"] or linecache.getline(found["file"], int(found["line"]))
+            return f"{found['file']}:{found['line']}: {code.strip()}"
+    return ""
+
+
+def fault_line(fault: BaseException) -> str | None:
+    """The innermost line of the user's own code that an exception passed through."""
+    chain: list[BaseException] = []
+    at: BaseException | None = fault
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    for exception in reversed(chain):
+        for frame in reversed(traceback.extract_tb(exception.__traceback__)):
+            if _users(frame.filename):
+                return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return None
+
+
+def _users(file: str) -> bool:
+    return not file.startswith((_TORCH, _OURS + "/capture/exported", _OURS + "/capture/torch", "<"))
+
+
+def first_line(fault: BaseException) -> str:
+    """An exception in one line."""
+    text = str(fault).strip().splitlines()
+    return f"{type(fault).__name__}: {text[0]}" if text else type(fault).__name__
+
+
+def untraceable(fault: Exception) -> CaptureError:
+    """What is said of a model that does not trace."""
+    text = str(fault)
+    if "data-dependent" in text or "unbacked" in text or "GuardOnDataDependent" in repr(fault):
+        return CaptureError(
+            "the model does not trace: its control flow or its shapes depend on data",
+            got=first_line(fault),
+            where=fault_line(fault),
+            hint="compute both sides and choose with torch.where, or keep that part out of the"
+            " model that is captured",
+        )
+    return CaptureError(
+        "the model does not trace",
+        got=first_line(fault),
+        where=fault_line(fault),
+        hint="torch.export.export(model, inputs, strict=False) must accept it; or use"
+        ' torch.compile(model, backend="whet")',
+    )
