@@ -1,0 +1,168 @@
+"""What was done to a model and what came of it: the report of one optimization, as data.
+
+    Report  := model engine threads Stage* Rewrite* coverage kernels Opaque* … seconds by phase
+    Stage   := name seconds spread error note      one measured state of the model, the original first
+    Rewrite := rule where proof                    one step of the certificate, for reading
+    Opaque  := target where reason                 a library call that was carried through untouched
+
+Times are seconds of one call, medians of rounds in which all stages ran in turns. An error is
+‖y − r‖ / ‖r‖ against the original in float64, the worst of the outputs; the original's own error is
+that of the first stage. `report/` makes tables of this, `to_json` makes files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from whet.errors import WhetError
+
+VERSION = 1
+
+
+class ReportError(WhetError):
+    """A report that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A measured state of the model.
+
+    Attributes:
+        name: "original", "rewrites", "kernels", or what else was tried.
+        seconds: median of one call.
+        spread: interquartile range of the calls over their median.
+        error: relative error against float64; None where it was not computed.
+        note: what the numbers leave open: the engine, or why there are none.
+    """
+
+    name: str
+    seconds: float
+    spread: float = 0.0
+    error: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A rewrite that was applied: the rule, the user's line (or node) it hit, the proof in a line."""
+
+    rule: str
+    where: str
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A library call that stayed opaque: which, the user's line, and why."""
+
+    target: str
+    where: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Report:
+    """See the module's docstring. Filled in while the walk goes on, so a stopped one tells its part.
+
+    Attributes:
+        model: its name, or its class.
+        engine: what runs the body: "original", "steps" or "inductor".
+        threads: threads that kernels were chosen for.
+        stages: in the order they were reached.
+        rewrites: in the order they were applied.
+        coverage: how often each library call occurs in the captured model.
+        kernels: how many clusters each kernel runs.
+        opaques: calls that no record computes.
+        dropped: run-time checks that the program does not make.
+        fallbacks: calls that ran the original, by reason; the module's own counter, so it stays live.
+        hits, misses: what the store was asked.
+        notes: what went wrong and was worked around (a store in memory only), with how often.
+        failures: kernels that did not run, by reason.
+        phases: seconds spent, by phase.
+        stop: why the walk ended: "Saturated", "Budget", "Interrupted", …
+        plan: where the saved program lies, if it was saved.
+    """
+
+    model: str = ""
+    engine: str = "original"
+    threads: int = 0
+    stages: list[Stage] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    coverage: Mapping[str, int] = field(default_factory=dict)
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    opaques: list[Opaque] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
+    hits: int = 0
+    misses: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+    stop: str = ""
+    plan: str = ""
+
+    @property
+    def original_error(self) -> float | None:
+        """The original's own error against float64."""
+        return self.stages[0].error if self.stages else None
+
+    @property
+    def speedup(self) -> float:
+        """Seconds of the first stage over those of the last; 1 where nothing was measured."""
+        if len(self.stages) < 2 or not self.stages[-1].seconds:
+            return 1.0
+        return self.stages[0].seconds / self.stages[-1].seconds
+
+    def stage(self, name: str) -> Stage | None:
+        """The last stage of that name."""
+        return next((s for s in reversed(self.stages) if s.name == name), None)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}: {self.speedup:.2f}x, {len(self.rewrites)} rewrites, "
+            f"{len(self.opaques)} opaque, engine {self.engine}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `Report.from_json` takes it back."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in data.items():
+            if name in _ROWS:
+                data[name] = [asdict(row) for row in value]
+            elif isinstance(value, Mapping):
+                data[name] = dict(value)
+        return {"whet report": VERSION} | data
+
+    @classmethod
+    def from_json(cls, data: object) -> Report:
+        """The report of `to_json`.
+
+        Raises:
+            ReportError: another version, or something else altogether.
+        """
+        if not isinstance(data, Mapping) or data.get("whet report") != VERSION:
+            got = data.get("whet report") if isinstance(data, Mapping) else type(data).__name__
+            raise ReportError(
+                "this is not a report that can be read here",
+                expected=f'{{"whet report": {VERSION}, …}}', got=got,
+                hint="optimize the model again with this version of whet",
+            )  # fmt: skip
+        values = {k: v for k, v in data.items() if k != "whet report"}
+        try:
+            for name, row in _ROWS.items():
+                values[name] = [row(**fields_) for fields_ in values.get(name, ())]
+            return cls(**values)
+        except TypeError as fault:
+            raise ReportError(
+                "a report has other fields than expected",
+                expected=", ".join(f.name for f in fields(cls)), got=fault,
+            ) from fault  # fmt: skip
+
+
+_ROWS: Mapping[str, type[Stage] | type[Rewrite] | type[Opaque]] = {
+    "stages": Stage,
+    "rewrites": Rewrite,
+    "opaques": Opaque,
+}
