@@ -105,9 +105,9 @@ def _read(e: ast.expr) -> object:
         case ast.List(items):
             return [_read(i) for i in items]
         case ast.UnaryOp(ast.USub(), inner):
-            value = _read(inner)
-            assert isinstance(value, int | float)
-            return -value
+            number = _read(inner)
+            assert isinstance(number, int | float)
+            return -number
         case ast.Attribute(ast.Name("torch"), name):
             return getattr(torch, name)
         case ast.Call(ast.Name("device"), [ast.Constant(name)]):

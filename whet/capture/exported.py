@@ -12,9 +12,8 @@ import contextlib
 import linecache
 import re
 import traceback
-import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -62,9 +61,10 @@ def functional(program: ExportedProgram, kept: Callable[[str], bool]) -> Exporte
         del table[op]
     with quiet():
         try:
-            return program.run_decompositions(table)
+            decomposed: ExportedProgram = program.run_decompositions(table)
         except Exception as fault:
             raise untraceable(fault) from fault
+    return decomposed
 
 
 def _calls(module: fx.GraphModule) -> Iterator[fx.Node]:

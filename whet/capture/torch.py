@@ -46,6 +46,7 @@ def capture(
     Raises:
         CaptureError: it does not trace, or its shapes depend on data; the user's line is shown.
     """
+    module: nn.Module
     if isinstance(model, ExportedProgram):
         if args is None:
             own = exported.example_inputs(model)

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -59,7 +59,7 @@ class Translation:
             elif n.op == "get_attr":
                 known[n] = self._attribute(module, n)
             elif n.op == "output":
-                result = fx.map_arg(n.args[0], known.__getitem__)
+                result = _values(n.args[0], known)
                 return list(result) if isinstance(result, list | tuple) else [result]
             elif n.target is operator.getitem:
                 source, index = n.args
@@ -92,7 +92,7 @@ class Translation:
             return None
         self.coverage[target] += 1
         types = self._types(n)
-        arguments = fx.map_arg(exported.arguments(n), known.__getitem__)
+        arguments = {k: _values(v, known) for k, v in exported.arguments(n).items()}
         handler = handler_of(target)
         reason = "no record computes it"
         if not exported.pure(n):
@@ -134,7 +134,8 @@ class Translation:
         self, value: object, types: tuple[TensorType | None, ...], target: str, line: str
     ) -> object:
         """The value, its types held against torch's, its new nodes given the user's line."""
-        values = list(value) if isinstance(value, list) else [value]
+        several = isinstance(value, list | tuple)
+        values = list(value) if isinstance(value, list | tuple) else [value]
         for k, (found, type_) in enumerate(zip(values, types, strict=False)):
             if not isinstance(found, Node) or type_ is None:
                 continue
@@ -153,7 +154,7 @@ class Translation:
                     hint="this is a fault of whet: please report it with the model",
                 )  # fmt: skip
             self._place(found, line)
-        return values if isinstance(value, list) else values[0]
+        return values if several else values[0]
 
     def _place(self, root: Node, line: str) -> None:
         stack = [root] if line else []
@@ -166,9 +167,10 @@ class Translation:
     def _region(self, n: fx.Node, known: dict[fx.Node, object], line: str) -> object:
         name = str(getattr(n.target, "__name__", n.target))
         at = REGIONS.get(name)
-        args = fx.map_arg(tuple(n.args), known.__getitem__)
-        if at is not None and isinstance(args[at], fx.GraphModule):
-            return self.run(args[at], args[at + 1 :])
+        args = [_values(a, known) for a in n.args]
+        inner = args[at] if at is not None and at < len(args) else None
+        if at is not None and isinstance(inner, fx.GraphModule):
+            return self.run(inner, args[at + 1 :])
         if isinstance(n.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
             raise CaptureError(
                 "a shape depends on data", got=n.format_node(), where=line,
@@ -241,8 +243,8 @@ class Translation:
                 return Operand(operands.index(value))
             return [place(v) for v in value] if isinstance(value, list | tuple) else value
 
-        args, kwargs = fx.map_arg((tuple(n.args), dict(n.kwargs)), known.__getitem__)
-        placed = [place(a) for a in args], {k: place(v) for k, v in kwargs.items()}
+        args = [place(_values(a, known)) for a in n.args]
+        kwargs = {k: place(_values(v, known)) for k, v in n.kwargs.items()}
         note = ""
         if exported.draws(n.target):
             self.draws += 1
@@ -250,7 +252,7 @@ class Translation:
         flat = [t for t in types if t is not None]
         nested = isinstance(n.meta.get("val"), list | tuple)
         try:
-            statics = write_call(target, *placed, note)
+            statics = write_call(target, args, kwargs, note)
         except UnsupportedError as fault:
             raise CaptureError(
                 f"{target} cannot be carried: {fault.summary}", got=fault.got, where=line
@@ -264,6 +266,15 @@ class Translation:
             return node
         numbers = iter(range(len(flat)))
         return [None if t is None else item(node, next(numbers)) for t in types]
+
+
+def _values(argument: object, known: Mapping[fx.Node, object]) -> object:
+    """An argument of a traced call with the values of the calls it refers to."""
+    if isinstance(argument, fx.Node):
+        return known[argument]
+    if isinstance(argument, list | tuple):
+        return [_values(a, known) for a in argument]
+    return argument
 
 
 def _used(n: fx.Node) -> frozenset[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -20,8 +21,9 @@ from whet.ir.graph import Node, apply, full
 from whet.ir.types import DType, TensorType
 
 Scalar = bool | int | float
-Value = Node | None | list["Value"]
+Value = Node | None | Sequence["Node | None"]
 Handler = Callable[..., Value]
+F = TypeVar("F", bound=Handler)
 
 
 class NoMapping(Exception):
@@ -69,10 +71,10 @@ class Call:
 ATEN: dict[str, Handler] = {}
 
 
-def aten(*names: str) -> Callable[[Handler], Handler]:
+def aten(*names: str) -> Callable[[F], F]:
     """Register a handler for overloads ("add.Tensor") or whole families of overloads ("add")."""
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: F) -> F:
         ATEN.update(dict.fromkeys(names, handler))
         return handler
 
@@ -174,6 +176,11 @@ def operand(value: Node | Scalar, dtype: DType) -> Node:
 def reshape(x: Node, size: Sequence[int]) -> Node:
     """`x` with another shape of as many elements."""
     return x if x.shape == tuple(size) else apply("reshape", x, size=tuple(size))
+
+
+def flat(x: Node) -> Node:
+    """All elements in one row."""
+    return reshape(x, (math.prod(ints(x.shape)),))
 
 
 def permute(x: Node, dims: Sequence[int]) -> Node:

@@ -18,6 +18,7 @@ from whet.capture.aten.call import (
     cast,
     cut,
     expand,
+    flat,
     ints,
     number,
     permute,
@@ -25,6 +26,9 @@ from whet.capture.aten.call import (
 )
 from whet.ir.graph import Node, apply
 from whet.ir.types import DType
+
+# Up to here a write is spelled out as comparisons; the library's loop is cheaper above.
+PAIRS = 4096
 
 
 @aten("embedding")
@@ -45,9 +49,7 @@ def index_select(call: Call, x: Node, dim: int, index: Node) -> Node:
     """Positions of a dim, in any order."""
     if not x.shape:
         return x
-    return apply(
-        "index_select", x, reshape(index, (index.type.numel,)), axis=axis_of(dim, len(x.shape))
-    )  # type: ignore[arg-type]
+    return apply("index_select", x, flat(index), axis=axis_of(dim, len(x.shape)))
 
 
 @aten("gather")
@@ -88,8 +90,7 @@ def index(call: Call, x: Node, indices: list[Node | None]) -> Node:
     x = reshape(x, (*outer, math.prod(shape[d] for d in dims), *inner))
     if not outer and len(inner) == 1:
         return reshape(apply("embedding", x, at), call.shape)
-    flat = reshape(at, (math.prod(ints(at.shape)),))
-    return reshape(apply("index_select", x, flat, axis=len(outer)), call.shape)
+    return reshape(apply("index_select", x, flat(at), axis=len(outer)), call.shape)
 
 
 def _from_front(call: Call, at: Node, size: int) -> Node:
@@ -155,7 +156,7 @@ def scatter(
     wide = ints(index.shape)
     if any(n != wide[d] for d, n in enumerate(shape) if d != axis):
         raise NoMapping("an index narrower than what it writes to")
-    if not adds and value is None and not _distinct(index, axis):
+    if not adds and not _distinct(index, axis):
         raise NoMapping("positions that may coincide")
     if src is not None:
         for d, n in enumerate(wide):
@@ -164,9 +165,26 @@ def scatter(
     else:
         assert value is not None
         written = expand(number(value, call.dtype), wide)
+    return _written(x, index, written, axis, adds)
+
+
+def _written(x: Node, index: Node, written: Node, axis: int, adds: bool) -> Node:
+    """A write as a choice over all (place written, place) pairs; each is hit once, or summed."""
+    size, count = ints(x.shape)[axis], ints(index.shape)[axis]
+    if size * count > PAIRS:
+        raise NoMapping("writes too many places to compare each with each")
+    rank = len(x.shape)
+    last = [*(d for d in range(rank) if d != axis), axis]
+    column = (*(ints(x.shape)[d] for d in last[:-1]), count, 1)
+    at, value = (reshape(permute(t, last), column) for t in (index, written))
+    hit = apply("eq", at, apply("arange", size=size, start=0, step=1, dtype=index.dtype))
+    found = apply("sum", apply("where", hit, value, number(0, x.dtype)), dims=(rank - 1,))
+    base = permute(x, last)
     if adds:
-        return apply("scatter_add", x, index, written, axis=axis)
-    raise NoMapping("later")
+        y = apply("add", base, cast(found, x.dtype))
+    else:
+        y = apply("where", apply("amax", hit, dims=(rank - 1,)), cast(found, x.dtype), base)
+    return permute(y, [last.index(d) for d in range(rank)])
 
 
 def _distinct(index: Node, axis: int) -> bool:

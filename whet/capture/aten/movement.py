@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from whet.capture.aten.call import (
@@ -14,6 +15,7 @@ from whet.capture.aten.call import (
     cast,
     cut,
     expand,
+    flat,
     ints,
     permute,
     reshape,
@@ -165,7 +167,7 @@ def split(
     sections: object = None,
     indices: object = None,
     dim: int = 0,
-) -> list[Node | None]:
+) -> list[Node]:
     """A dim cut into pieces: how long each is, the results' shapes say."""
     axis = axis_of(dim, len(x.shape))
     at, pieces = 0, []
@@ -178,7 +180,7 @@ def split(
 
 
 @aten("unbind", "unbind_copy")
-def unbind(call: Call, x: Node, dim: int = 0) -> list[Node | None]:
+def unbind(call: Call, x: Node, dim: int = 0) -> list[Node]:
     """Every position of a dim."""
     axis = axis_of(dim, len(x.shape))
     return [apply("select", x, axis=axis, index=k) for k in range(ints(x.shape)[axis])]
@@ -216,7 +218,7 @@ def roll(call: Call, x: Node, shifts: Sizes, dims: Sizes = ()) -> Node:
     """Dims turned around; without dims, all elements in row."""
     shape = ints(x.shape)
     if not dims:
-        return reshape(apply("roll", reshape(x, (x.type.numel,)), axis=0, shift=shifts[0]), shape)
+        return reshape(apply("roll", flat(x), axis=0, shift=shifts[0]), shape)
     for d, shift in zip(dims, shifts, strict=True):
         axis = axis_of(d, len(shape))
         x = apply("roll", x, axis=axis, shift=shift % max(shape[axis], 1))
@@ -291,7 +293,7 @@ def _repeated(call: Call, x: Node, widths: Sizes, mode: str) -> Node:
 def pixel_shuffle(call: Call, x: Node, upscale_factor: int) -> Node:
     """Channels spread over finer pixels."""
     shape = ints(x.shape)
-    x = reshape(x, (-1 if 0 in shape else x.type.numel // _tail(shape), *shape[-3:]))  # type: ignore[operator]
+    x = reshape(x, (math.prod(shape[:-3]), *shape[-3:]))
     return reshape(apply("pixel_shuffle", x, factor=(upscale_factor, upscale_factor)), call.shape)
 
 
@@ -359,7 +361,3 @@ def select_scatter(call: Call, x: Node, src: Node, dim: int, index: int) -> Node
 def copy(call: Call, x: Node, src: Node) -> Node:
     """The source in the target's shape and element type."""
     return expand(cast(src, call.dtype), call.shape)
-
-
-def _tail(shape: Sequence[int]) -> int:
-    return shape[-3] * shape[-2] * shape[-1]

@@ -1,4 +1,4 @@
-"""Element-wise calls. Operands are cast to what the library computes in before a record reads them."""
+"""Element-wise calls; operands are cast to what the library computes in."""
 
 from __future__ import annotations
 

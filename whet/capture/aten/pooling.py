@@ -47,10 +47,18 @@ def max_pool(
 
 
 @aten("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices")
-def max_pool_with_indices(call: Call, x: Node, kernel_size: Sizes, **window: Sizes) -> Value:
+def max_pool_with_indices(
+    call: Call,
+    x: Node,
+    kernel_size: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+) -> Value:
     """The largest of each window; where it stands has no record."""
     call.only(0)
-    return [max_pool(call, x, kernel_size, **window)]  # type: ignore[arg-type]
+    return [max_pool(call, x, kernel_size, stride, padding, dilation)]
 
 
 @aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -104,10 +112,10 @@ def upsample_nearest(
     call: Call,
     x: Node,
     output_size: Sizes | None = None,
-    scale_factors: object = None,
-    scales: object = None,
-    scales_h: object = None,
-    scales_w: object = None,
+    scale_factors: list[float] | None = None,
+    scales: float | None = None,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
 ) -> Node:
     """Each output pixel a copy of the one below it; where rounding moves one, it stays a call."""
     given = [s for s in (scale_factors, scales, scales_h, scales_w) if s is not None]
@@ -120,9 +128,9 @@ def upsample_bilinear(
     x: Node,
     output_size: Sizes | None,
     align_corners: bool,
-    scale_factors: object = None,
-    scales_h: object = None,
-    scales_w: object = None,
+    scale_factors: list[float] | None = None,
+    scales_h: float | None = None,
+    scales_w: float | None = None,
 ) -> Node:
     """Each output pixel a mean of its four neighbours."""
     if align_corners:
@@ -131,10 +139,12 @@ def upsample_bilinear(
     return _resampled(call, x, "bilinear", given)
 
 
-def _resampled(call: Call, x: Node, mode: str, scales: list[object]) -> Node:
+def _resampled(call: Call, x: Node, mode: str, scales: list[float | list[float]]) -> Node:
     rank = len(x.shape) - 2
     sizes, outs = ints(x.shape)[2:], call.shape[2:]
-    factors = [f for s in scales for f in (s if isinstance(s, Sequence) else [s])]
+    factors: list[float] = []
+    for s in scales:
+        factors += s if isinstance(s, list) else [s]
     if factors and any(n * f != out for n, f, out in zip(sizes, factors, outs, strict=True)):
         raise NoMapping("a scale that is not the quotient of the sizes")
     if mode == "nearest":

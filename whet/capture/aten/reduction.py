@@ -13,6 +13,7 @@ from whet.capture.aten.call import (
     axes_of,
     axis_of,
     cast,
+    flat,
     ints,
     keep,
     number,
@@ -53,7 +54,7 @@ def largest(call: Call, x: Node) -> Node:
 def largest_where(call: Call, x: Node, dim: int, keepdim: bool = False) -> Value:
     """The largest or smallest along a dim, and where it stands first."""
     name, axis = _family(call), axis_of(dim, len(x.shape))
-    found: list[Value] = [_reduced("a" + name, x, axis, keepdim)]
+    found = [_reduced("a" + name, x, axis, keepdim)]
     if 1 in call.used:
         found.append(_position(f"arg{name}", x, axis, keepdim))
     return found
@@ -64,7 +65,7 @@ def position(call: Call, x: Node, dim: int | None = None, keepdim: bool = False)
     """Where the largest or smallest element stands first."""
     if dim is None:
         rank = len(x.shape)
-        y = _position(_family(call), reshape(x, (x.type.numel,)), 0, False)  # type: ignore[arg-type]
+        y = _position(_family(call), flat(x), 0, False)
         return reshape(y, (1,) * rank) if keepdim else y
     return _position(_family(call), x, axis_of(dim, len(x.shape)), keepdim)
 
