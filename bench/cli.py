@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the suite, prints the tables, writes `bench/results/` and `--json`.
+    """Runs the suite and prints the tables; and `bench/results/` for a whole suite.
 
     Returns:
         0; 130 if it was interrupted, with what was measured until then written all the same.
@@ -67,7 +67,12 @@ def run(args: argparse.Namespace) -> int:
     data = json.dumps(result, indent=1)
     if args.json is not None:
         suite.write(args.json, data)
-    if result["complete"] and not args.small:
+    # A part must not take the place of the whole.
+    if (
+        result["complete"]
+        and (set(models), set(peers)) == (set(available[name]), set(PEERS))
+        and not args.small
+    ):
         stem = suite.result_stem(result)
         suite.write(suite.RESULTS / f"{stem}.json", data)
         suite.write(suite.RESULTS / f"{stem}.txt", page)

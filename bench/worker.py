@@ -177,6 +177,7 @@ def fresh_caches() -> Iterator[None]:
 
     The folder outlives the context: what was compiled runs from it. It lies in the worker's own.
     """
+    import torch._inductor.compile_fx  # noqa: F401  # so that nobody is charged with importing it
     from torch._inductor.utils import fresh_cache
 
     with fresh_cache(dir=tempfile.gettempdir(), delete=False):
