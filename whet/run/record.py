@@ -1,9 +1,9 @@
 """What was done to a model and what came of it: the report of one optimization, as data.
 
     Report  := model engine threads Stage* Rewrite* coverage kernels Opaque* … seconds by phase
-    Stage   := name seconds spread error note      one measured state of the model, the original first
+    Stage   := name seconds spread error note      one measured state of the model
     Rewrite := rule where proof                    one step of the certificate, for reading
-    Opaque  := target where reason                 a library call that was carried through untouched
+    Opaque  := target where reason                 a library call carried through untouched
 
 Times are seconds of one call, medians of rounds in which all stages ran in turns. An error is
 ‖y − r‖ / ‖r‖ against the original in float64, the worst of the outputs; the original's own error is
@@ -46,7 +46,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A rewrite that was applied: the rule, the user's line (or node) it hit, the proof in a line."""
+    """A rewrite that was applied: the rule, the user's line it hit, the proof in one line."""
 
     rule: str
     where: str
@@ -64,19 +64,19 @@ class Opaque:
 
 @dataclass(slots=True)
 class Report:
-    """See the module's docstring. Filled in while the walk goes on, so a stopped one tells its part.
+    """See the module's docstring. Filled in as the walk goes on, so one that was stopped tells too.
 
     Attributes:
         model: its name, or its class.
         engine: what runs the body: "original", "steps" or "inductor".
         threads: threads that kernels were chosen for.
-        stages: in the order they were reached.
+        stages: in the order they were reached, the original first.
         rewrites: in the order they were applied.
         coverage: how often each library call occurs in the captured model.
         kernels: how many clusters each kernel runs.
         opaques: calls that no record computes.
         dropped: run-time checks that the program does not make.
-        fallbacks: calls that ran the original, by reason; the module's own counter, so it stays live.
+        fallbacks: calls that ran the original, by reason: the module's own counter, thus live.
         hits, misses: what the store was asked.
         notes: what went wrong and was worked around (a store in memory only), with how often.
         failures: kernels that did not run, by reason.
