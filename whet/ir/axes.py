@@ -83,8 +83,11 @@ class _Uses:
 
 def _uses(instance: Instance) -> _Uses:
     found = _Uses(set(), {}, {}, {})
-    for slots in instance.operands.values():
+    for name, slots in instance.operands.items():
         found.seen.update(slots.flat)
+        for a in slots.flat:
+            if slots.flat.count(a) > 1:
+                found.block(a, f"{name} has it twice")
     for let in instance.lets:
         found.seen.update(let.axes)
         for e in ex.walk(let.body):

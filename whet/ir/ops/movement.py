@@ -56,6 +56,8 @@ def refine(
     Returns:
         Axes of each dim of `before`, of each dim of `after`, and the size of each axis.
     """
+    if 0 in before or 0 in after:  # every size divides 0: nothing to refine
+        return None
     left: list[list[str]] = [[] for _ in before]
     right: list[list[str]] = [[] for _ in after]
     sizes: dict[str, Size] = {}
