@@ -15,20 +15,25 @@ def concat(shapes: Shapes, attrs: Mapping[str, object]) -> str:
     axes = [f"i{k}" for k in range(len(shapes))]
     heads = ", ".join(f"{x}[*b, {i}@axis]" for x, i in zip(names, axes, strict=True))
     starts = [" + ".join(i.upper() for i in axes[:k]) or "0" for k in range(len(axes) + 1)]
-    body = f"{names[-1]}[*b, k - ({starts[-2]})]"
-    for x, start, end in reversed(list(zip(names[:-1], starts, starts[1:], strict=False))):
-        body = f"{x}[*b, k - ({start})] if k < {end} else ({body})"
+    body = _chosen([f"{x}[*b, k - ({s})]" for x, s in zip(names, starts, strict=False)], starts)
     return f"y = concat({heads}, axis=axis)\ny[*b, k@axis: {starts[-1]}] = {body}"
 
 
 def stack(shapes: Shapes, attrs: Mapping[str, object]) -> str:
     """Record text of `stack(x0, x1, …, axis=axis)` for any number of operands."""
     heads = ", ".join(f"x{k}[*b]" for k in range(len(shapes)))
-    last = len(shapes) - 1
-    body = f"x{last}[*b]"
-    for k in reversed(range(last)):
-        body = f"x{k}[*b] if k == {k} else ({body})"
-    return f"y = stack({heads}, axis=axis)\ny[*b, k@axis: {last + 1}] = {body}"
+    count = len(shapes)
+    body = _chosen([f"x{k}[*b]" for k in range(count)], [str(k) for k in range(count + 1)])
+    return f"y = stack({heads}, axis=axis)\ny[*b, k@axis: {count}] = {body}"
+
+
+def _chosen(parts: Sequence[str], starts: Sequence[str]) -> str:
+    """`parts[n]` where starts[n] <= k < starts[n + 1], by halves: hundreds of parts stay shallow."""
+    if len(parts) == 1:
+        return parts[0]
+    half = len(parts) // 2
+    left, right = _chosen(parts[:half], starts[:half]), _chosen(parts[half:], starts[half:])
+    return f"({left}) if k < {starts[half]} else ({right})"
 
 
 def reshape(shapes: Shapes, attrs: Mapping[str, object]) -> str:
