@@ -83,7 +83,7 @@ class Region:
         constants: tensors that the graph holds itself.
         library: the shared library.
         threads: how many threads its kernels use.
-        kernels: generated kernels, each a fusion of pointwise operators and reductions.
+        kernels: generated kernels, each one parallel region of fused loops between library calls.
         calls: library functions called, and how often in one run.
         torch_version, processor: what it was built for, and runs with.
         seconds: what building took.

@@ -124,7 +124,6 @@ def _key(traced: fx.GraphModule, inputs: Sequence[Operand], threads: int) -> str
 def _trace(
     body: Callable[..., Any], inputs: Sequence[Operand]
 ) -> tuple[fx.GraphModule, list[Tensor], list[Operand], Any]:
-    import torch._inductor.lowering  # the decompositions below refer to it unimported
     import torch._inductor.lowering  # decompositions look it up, and do not import it
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
