@@ -49,7 +49,7 @@ from whet.ir.expr import (
 from whet.ir.functions import FUNCTIONS
 from whet.ir.inversion import Term, invert
 from whet.ir.ops import Operator, operator
-from whet.ir.record import Instance, Let, Record, Shape
+from whet.ir.record import Instance, Let, Record, Shape, Slots
 from whet.ir.types import Size, product
 
 
@@ -143,10 +143,10 @@ class _Reverse:
         for x in reversed(forward.lets):
             if x.name in self.active:
                 self._reverse(x)
-        slots = forward.operands[self.operand]
+        slots = self._apart(forward.operands[self.operand])
         result = self._name(f"d{self.operand}")
         total = self._total(self.operand, slots.flat)
-        self.lets.append(Let(result, slots.flat, total or ZERO))
+        self.lets.append(Let(result, slots.flat, Num(0.0) if total is None else total))
         lets = _needed([*forward.lets, *self.extra, *self.lets], result)
         cotangents = {d: forward.results[o] for o, d in self.cotangents.items()}
         operands = {**forward.operands, **cotangents}
@@ -157,6 +157,15 @@ class _Reverse:
             {a: n for a, n in self.extents.items() if a in used},
             operands, lets, {result: slots}, forward.guards,
         )  # fmt: skip
+
+    def _apart(self, slots: Slots) -> Slots:
+        """The operand's dims as the result's: an axis that they share (a diagonal) is two there."""
+        seen: set[str] = set()
+        axes = []
+        for group in slots.axes:
+            axes.append(tuple(self._axis(a) if a in seen else a for a in group))
+            seen.update(group)
+        return Slots(tuple(axes), slots.dims)
 
     def _reverse(self, let: Let) -> None:
         """Pass the cotangent of what `let` defines on to what it reads."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whet.errors import GraphError
-from whet.ir.graph import Graph, Node, apply, full, leaf
+from whet.ir.graph import Graph, Node, apply, full, leaf, topological
 from whet.ir.ops import exists
 
 Cotangents = Sequence[Node | None]
@@ -25,8 +25,9 @@ def grad(graph: Graph, wrt: Sequence[Node], cotangents: Cotangents | None = None
     Args:
         graph: any graph; opaque nodes may not lie between `wrt` and the outputs.
         wrt: values of the graph, often its inputs or parameters; of a float type.
-        cotangents: one node of each output's type, or None for an output that does not count.
-            By default each float output gets an input `d_<position>` for it, added to the inputs.
+        cotangents: one node of each output's type, or None for an output that does not count;
+            inputs that are new in them are added to the graph's. By default each float output
+            has an input `d_<position>` for it.
 
     Returns:
         A graph with the outputs of `graph`, then one gradient for each of `wrt`, of its type; zeros
@@ -55,9 +56,11 @@ def grad(graph: Graph, wrt: Sequence[Node], cotangents: Cotangents | None = None
             if node is group[0] and any(n in sums for n in group):
                 _pass(node, group, wanted, sums, graph)
     gradients = tuple(sums.get(n) or full(0, n.dtype, n.shape) for n in wrt)
+    new = [n for n in topological(gradients) if n.op == "input" and n not in inputs]
     return Graph(
-        inputs, (*graph.outputs, *gradients), graph.updates, graph.constants, dict(graph.where)
-    )
+        (*inputs, *new), (*graph.outputs, *gradients), graph.updates, graph.constants,
+        dict(graph.where),
+    )  # fmt: skip
 
 
 def _pass(
