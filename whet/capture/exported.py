@@ -22,9 +22,9 @@ from torch.export import ExportedProgram
 
 from whet.errors import CaptureError
 
-# Calls that write to their operands without saying so in their schema, and the argument that
-# decides it.
-_SILENT_WRITES = {"aten.batch_norm.default": 5, "aten.instance_norm.default": 5}
+# Calls that write to running statistics without saying so in their schema: the places of the
+# statistics and of the flag that decides it.
+_SILENT_WRITES = {"aten.batch_norm.default": (3, 5), "aten.instance_norm.default": (3, 5)}
 _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+(?:\n\s+(?P<code>[^\n]+))?'
 )
@@ -52,15 +52,15 @@ def functional(program: ExportedProgram, kept: Callable[[str], bool]) -> Exporte
 
     A program that is so already comes back as it is: tracing it again costs as much as exporting.
     """
-    if all(map(pure, _calls(program.graph_module))) and all(
-        kept(str(n.target)) for n in _calls(program.graph_module)
-    ):
-        return program
-    table = torch.export.default_decompositions()
-    for op in [op for op in table if kept(str(op))]:
-        del table[op]
     with quiet():
         try:
+            calls = list(_calls(program.graph_module))
+            writing = {n.target for n in calls if not pure(n)}
+            table = torch.export.default_decompositions()
+            for op in [op for op in table if kept(str(op)) and op not in writing]:
+                del table[op]
+            if not writing and not any(n.target in table for n in calls):
+                return program
             decomposed: ExportedProgram = program.run_decompositions(table)
         except Exception as fault:
             raise untraceable(fault) from fault
@@ -77,8 +77,8 @@ def _calls(module: fx.GraphModule) -> Iterator[fx.Node]:
 def pure(node: fx.Node) -> bool:
     """Whether a call leaves its operands alone."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    flag = _SILENT_WRITES.get(str(node.target))
-    if flag is not None and len(node.args) > flag and node.args[flag]:
+    places = _SILENT_WRITES.get(str(node.target))
+    if places is not None and all(node.args[k] for k in places):
         return False
     return not node.target._schema.is_mutable
 

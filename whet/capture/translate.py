@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from whet.backend.library import Operand, write_call
 from whet.capture import exported
-from whet.capture.aten import Call, Handler, NoMapping, handler_of
+from whet.capture.aten import Call, Handler, NoMapping, Refused, handler_of
 from whet.capture.aten.call import cast, dtype_of
 from whet.capture.captured import Foreign
 from whet.errors import CaptureError, RecordError, UnsupportedError
@@ -73,8 +73,11 @@ class Translation:
         return self.constant(found, str(n.target)) if isinstance(found, Tensor) else found
 
     def _part(self, value: object, index: object, n: fx.Node) -> object:
-        if isinstance(value, list | tuple) and isinstance(index, int) and index < len(value):
-            return value[index]
+        if isinstance(value, list | tuple) and isinstance(index, int):
+            if index < len(value):
+                return value[index]
+            if not n.users:
+                return None
         raise CaptureError(
             "a result is read that its call does not give", got=n, where=exported.user_line(n)
         )
@@ -103,6 +106,8 @@ class Translation:
                 return self._checked(value, types, target, line)
             except NoMapping as why:
                 reason = str(why)
+            except Refused as why:
+                raise CaptureError(f"{target} cannot be captured: {why}", where=line) from None
             except RecordError as fault:
                 raise CaptureError(
                     f"{target} does not fit the operator table: {fault.summary}",
@@ -123,7 +128,7 @@ class Translation:
             for k, v in arguments.items()
             if k not in PLACEMENT
         }
-        call = Call(target, types, _used(n), self.constant, self.data)
+        call = Call(target, types, _used(n), self.constant, self.data, _dense(n))
         try:
             inspect.signature(handler).bind(call, **named)
         except TypeError:
@@ -277,6 +282,15 @@ def _values(argument: object, known: Mapping[fx.Node, object]) -> object:
     return argument
 
 
+def _dense(n: fx.Node) -> bool:
+    """Whether the first operand fills its memory in order, with nothing around it."""
+    value = n.args[0].meta.get("val") if n.args and isinstance(n.args[0], fx.Node) else None
+    if not isinstance(value, Tensor):
+        return False
+    room = value.untyped_storage().nbytes() // value.element_size()
+    return value.is_contiguous() and value.storage_offset() == 0 and room == value.numel()
+
+
 def _used(n: fx.Node) -> frozenset[int]:
     """Numbers of a call's results that are read; every one where the whole is handed on."""
     if not isinstance(n.meta.get("val"), list | tuple):
@@ -284,7 +298,8 @@ def _used(n: fx.Node) -> frozenset[int]:
     found: set[int] = set()
     for user in n.users:
         if user.target is operator.getitem and isinstance(user.args[1], int):
-            found.add(user.args[1])
+            if user.users:
+                found.add(user.args[1])
         else:
             found.update(range(len(n.meta["val"])))
     return frozenset(found)

@@ -16,9 +16,9 @@ from whet.capture.aten import (
     recurrent,
     reduction,
 )
-from whet.capture.aten.call import ATEN, Call, Handler, NoMapping, Value, handler_of
+from whet.capture.aten.call import ATEN, Call, Handler, NoMapping, Refused, Value, handler_of
 
-__all__ = ["ATEN", "Call", "Handler", "NoMapping", "Value", "handler_of"]
+__all__ = ["ATEN", "Call", "Handler", "NoMapping", "Refused", "Value", "handler_of"]
 _FAMILIES = (
     contraction,
     creation,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -30,6 +30,10 @@ class NoMapping(Exception):
     """The table has no record for this call; the reason is for the list of opaque calls."""
 
 
+class Refused(Exception):
+    """A call that means something only for memory as it lies, which a graph does not know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What a handler may know besides the arguments.
@@ -40,13 +44,15 @@ class Call:
         used: numbers of the results that anybody reads.
         constant: makes a constant leaf of a tensor.
         data: the tensor behind a constant leaf, None for other nodes.
+        dense: whether the first operand fills its memory in order.
     """
 
     target: str
     types: tuple[TensorType | None, ...]
     used: frozenset[int]
     constant: Callable[[torch.Tensor], Node]
-    data: Callable[[Node], torch.Tensor | None] = field(default=lambda _: None)
+    data: Callable[[Node], torch.Tensor | None]
+    dense: bool
 
     @property
     def type(self) -> TensorType:

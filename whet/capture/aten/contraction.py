@@ -97,6 +97,18 @@ def einsum(call: Call, equation: str, tensors: list[Node], path: object = None) 
     return apply("einsum", *parts, equation=f"{','.join(spelled)}->{out}")
 
 
+@aten("bilinear")
+def bilinear(
+    call: Call, input1: Node, input2: Node, weight: Node, bias: Node | None = None
+) -> Node:
+    """A form that is linear in each of two vectors, for every output."""
+    a, b = (
+        reshape(t, (math.prod(ints(t.shape)[:-1]), ints(t.shape)[-1])) for t in (input1, input2)
+    )
+    y = reshape(apply("einsum", a, weight, b, equation="bi,oij,bj->bo"), call.shape)
+    return y if bias is None else apply("add", y, bias)
+
+
 @aten("conv1d", "conv2d", "conv3d")
 def conv(
     call: Call,

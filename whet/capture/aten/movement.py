@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from whet.capture.aten.call import (
     Call,
     NoMapping,
+    Refused,
     Scalar,
+    Value,
     aten,
     axes_of,
     axis_of,
@@ -35,7 +37,7 @@ def same(call: Call, x: Node) -> Node:
 
 @aten("view.default", "reshape", "_unsafe_view", "view_as", "reshape_as", "_reshape_alias")
 @aten("_reshape_copy", "view_copy.default", "flatten", "unflatten", "squeeze", "unsqueeze")
-@aten("squeeze_copy", "unsqueeze_copy", "ravel", "atleast_1d", "atleast_2d", "atleast_3d")
+@aten("squeeze_copy", "unsqueeze_copy", "ravel")
 def view(
     call: Call,
     x: Node,
@@ -52,13 +54,21 @@ def view(
     return reshape(x, call.shape)
 
 
+@aten("atleast_1d", "atleast_2d", "atleast_3d")
+def at_least(call: Call, x: Node | None = None, tensors: Sequence[Node] = ()) -> Value:
+    """Dims of 1 added, up to a rank."""
+    if x is not None:
+        return reshape(x, call.shape)
+    return [reshape(t, ints(y.shape)) for t, y in zip(tensors, call.types, strict=True) if y]
+
+
 @aten("permute", "permute_copy")
 def permuted(call: Call, x: Node, dims: Sizes) -> Node:
     """Dims in another order."""
     return permute(x, [axis_of(d, len(x.shape)) for d in dims])
 
 
-@aten("transpose", "transpose_copy", "swapaxes", "swapdims")
+@aten("transpose", "transpose_copy", "swapdims")
 def transpose(call: Call, x: Node, dim0: int, dim1: int) -> Node:
     """Two dims exchanged."""
     rank = len(x.shape)
@@ -67,6 +77,12 @@ def transpose(call: Call, x: Node, dim0: int, dim1: int) -> Node:
         a, b = axis_of(dim0, rank), axis_of(dim1, rank)
         dims[a], dims[b] = b, a
     return permute(x, dims)
+
+
+@aten("swapaxes")
+def swapaxes(call: Call, x: Node, axis0: int, axis1: int) -> Node:
+    """Two dims exchanged."""
+    return transpose(call, x, axis0, axis1)
 
 
 @aten("t", "t_copy", "numpy_T", "mT", "mH", "adjoint", "matrix_H")
@@ -228,7 +244,8 @@ def roll(call: Call, x: Node, shifts: Sizes, dims: Sizes = ()) -> Node:
 @aten("tril", "triu")
 def triangle(call: Call, x: Node, diagonal: int = 0) -> Node:
     """One triangle kept, the rest zero."""
-    return apply(call.target.split(".")[1], x, diagonal=diagonal)
+    y = apply(call.target.split(".")[1], x, diagonal=diagonal)
+    return cast(y, call.dtype)
 
 
 @aten("constant_pad_nd")
@@ -311,6 +328,22 @@ def unfold(call: Call, x: Node, dimension: int, size: int, step: int) -> Node:
     shape = ints(x.shape)
     x = reshape(x, (*shape[:axis], windows, size, *shape[axis + 1 :]))
     return permute(x, [*range(axis + 1), *range(axis + 2, rank + 1), axis + 1])
+
+
+@aten("as_strided", "as_strided_copy")
+def as_strided(
+    call: Call, x: Node, size: Sizes, stride: Sizes, storage_offset: int | None = None
+) -> Node:
+    """Elements at regular distances in memory, which is known only of a tensor that fills it."""
+    import torch
+
+    if not call.dense:
+        raise Refused("it reads memory by strides, and this tensor does not fill its own")
+    at = torch.tensor(storage_offset or 0)
+    for n, step in zip(size, stride, strict=True):
+        at = at[..., None] + torch.arange(n) * step
+    taken = apply("index_select", flat(x), call.constant(at.flatten()), axis=0)
+    return reshape(taken, call.shape)
 
 
 @aten("diagonal", "diagonal_copy")

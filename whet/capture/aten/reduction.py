@@ -130,6 +130,29 @@ def logsumexp(call: Call, x: Node, dim: Dims, keepdim: bool = False) -> Node:
     return keep(apply("logsumexp", x, axis=dims[0]), dims, keepdim, shape)
 
 
+@aten("linalg_vector_norm")
+def vector_norm(
+    call: Call,
+    x: Node,
+    ord: float = 2,
+    dim: Dims = None,
+    keepdim: bool = False,
+    dtype: object = None,
+) -> Node:
+    """The p-norm over some dims."""
+    x = cast(x, call.dtype)
+    if math.isinf(ord):
+        return _reduced("amax" if ord > 0 else "amin", apply("abs", x), dim, keepdim)
+    if ord == 0:
+        return _reduced("sum", cast(apply("ne", x, number(0, x.dtype)), x.dtype), dim, keepdim)
+    if ord == 1:
+        return _reduced("sum", apply("abs", x), dim, keepdim)
+    if ord == 2:
+        return apply("sqrt", _reduced("sum", apply("square", x), dim, keepdim))
+    powers = apply("pow", apply("abs", x), number(ord, x.dtype))
+    return apply("pow", _reduced("sum", powers, dim, keepdim), number(1 / ord, x.dtype))
+
+
 @aten("cumsum")
 def cumsum(call: Call, x: Node, dim: int, dtype: object = None) -> Node:
     """Running sums."""
