@@ -12,8 +12,9 @@ that of the first stage. `report/` makes tables of this, `to_json` makes files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from whet.errors import WhetError
@@ -31,10 +32,10 @@ class Stage:
 
     Attributes:
         name: "original", "rewrites", "kernels", or what else was tried.
-        seconds: median of one call.
+        seconds: median of one call; NaN where it was not timed, as after a wrong answer.
         spread: interquartile range of the calls over their median.
         error: relative error against float64; None where it was not computed.
-        note: what the numbers leave open: the engine, or why there are none.
+        note: the engine that ran it, or why it was not timed.
     """
 
     name: str
@@ -109,11 +110,16 @@ class Report:
         return self.stages[0].error if self.stages else None
 
     @property
+    def kept(self) -> Stage | None:
+        """The stage that the program is: the fastest on the engine that runs it."""
+        on = [s for s in self.stages if s.note == self.engine and not math.isnan(s.seconds)]
+        return min(on, key=lambda s: s.seconds, default=self.stages[0] if self.stages else None)
+
+    @property
     def speedup(self) -> float:
-        """Seconds of the first stage over those of the last; 1 where nothing was measured."""
-        if len(self.stages) < 2 or not self.stages[-1].seconds:
-            return 1.0
-        return self.stages[0].seconds / self.stages[-1].seconds
+        """Seconds of the first stage over those of the one that was kept; 1 if nothing is known."""
+        kept = self.kept
+        return self.stages[0].seconds / kept.seconds if kept and kept.seconds else 1.0
 
     def stage(self, name: str) -> Stage | None:
         """The last stage of that name."""
@@ -130,7 +136,7 @@ class Report:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in data.items():
             if name in _ROWS:
-                data[name] = [asdict(row) for row in value]
+                data[name] = [{k: _plain(v) for k, v in asdict(row).items()} for row in value]
             elif isinstance(value, Mapping):
                 data[name] = dict(value)
         return {"whet report": VERSION} | data
@@ -152,7 +158,8 @@ class Report:
         values = {k: v for k, v in data.items() if k != "whet report"}
         try:
             for name, row in _ROWS.items():
-                values[name] = [row(**fields_) for fields_ in values.get(name, ())]
+                values[name] = [row(**cells) for cells in values.get(name, ())]
+            values["stages"] = [_timed(stage) for stage in values["stages"]]
             return cls(**values)
         except TypeError as fault:
             raise ReportError(
@@ -166,3 +173,12 @@ _ROWS: Mapping[str, type[Stage] | type[Rewrite] | type[Opaque]] = {
     "rewrites": Rewrite,
     "opaques": Opaque,
 }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _timed(stage: Stage) -> Stage:
+    return stage if stage.seconds is not None else replace(stage, seconds=math.nan)

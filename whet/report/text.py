@@ -1,0 +1,139 @@
+"""A report as text: the stage table, then what was rewritten, covered, left opaque, and spent.
+
+stages(report)    one row a measured state of the model, and one a peer timed beside it
+rewrites(report)  each rule with its proof, how often, and where it first hit
+coverage(report)  library calls by how often they occur, and what runs them
+opaques(report)   calls that no record computes, with the user's lines
+spent(report)     seconds by phase, the store's answers, why the walk stopped
+whole(report)     all of it
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from whet.report import table
+from whet.run.record import Report, Rewrite, Stage
+
+
+def stages(report: Report, peers: Sequence[Stage] = ()) -> str:
+    """The stage table; each time also over that of eager, the first stage, and of each peer.
+
+    Args:
+        report: whose stages.
+        peers: other systems on the same model and machine: a row and a column for each.
+    """
+    if not report.stages:
+        return "nothing was measured"
+    yardsticks = (replace(report.stages[0], name="eager"), *peers)
+    head = [
+        "",
+        "ms",
+        "spread",
+        *(f"vs {p.name}" for p in yardsticks),
+        "error",
+        "original's",
+        "note",
+    ]
+    rows = [head]
+    for stage in (*report.stages, *peers):
+        row = [stage.name, table.milliseconds(stage.seconds), table.percent(stage.spread)]
+        row += [table.factor(_ratio(p.seconds, stage.seconds)) for p in yardsticks]
+        row += [table.small(stage.error), table.small(report.original_error), stage.note]
+        rows.append(row)
+    return table.aligned(rows, left=(0, len(head) - 1))
+
+
+def _ratio(first: float, second: float) -> float | None:
+    return first / second if second else None
+
+
+def rewrites(report: Report) -> str:
+    """A row for each rule that was applied; "" where none was."""
+    if not report.rewrites:
+        return ""
+    times = Counter(r.rule for r in report.rewrites)
+    first: dict[str, Rewrite] = {}
+    for rewrite in report.rewrites:
+        first.setdefault(rewrite.rule, rewrite)
+    rows = [["rule", "times", "proof", "first at"]]
+    for rule, count in times.most_common():
+        rows.append([rule, str(count), first[rule].proof, first[rule].where])
+    return table.aligned(rows, left=(0, 2, 3))
+
+
+def coverage(report: Report) -> str:
+    """Library calls by how often they occur, then kernels by how many clusters they run."""
+    parts = []
+    if report.coverage:
+        opaque = Counter(o.target for o in report.opaques)
+        rows = [["library call", "times", "opaque"]]
+        for target, count in _most(report.coverage):
+            rows.append([target, str(count), str(opaque[target] or "")])
+        parts.append(table.aligned(rows))
+    if report.kernels:
+        rows = [["kernel", "clusters"]]
+        rows += [[kernel, str(count)] for kernel, count in _most(report.kernels)]
+        parts.append(table.aligned(rows))
+    return "\n\n".join(parts)
+
+
+def opaques(report: Report) -> str:
+    """Calls that no record computes, with the reason and the user's lines; "" where none is."""
+    lines: list[str] = []
+    for opaque in report.opaques:
+        lines += [f"{opaque.target}: {opaque.reason}", f"  {opaque.where or 'no line is known'}"]
+    lines += [f"no longer checked at run time: {check}" for check in report.dropped]
+    return "\n".join(lines)
+
+
+def spent(report: Report) -> str:
+    """Seconds by phase, what the store answered, what went wrong, why it ended."""
+    lines = []
+    if report.phases:
+        phases = ", ".join(f"{name} {table.duration(s)}" for name, s in report.phases.items())
+        lines.append(f"spent    {table.duration(sum(report.phases.values()))}: {phases}")
+    lines.append(f"store    {table.counted(report.hits, 'hit')}, {report.misses} missed")
+    for head, counts in (
+        ("note", report.notes),
+        ("failed", report.failures),
+        ("original", report.fallbacks),
+    ):
+        lines += [f"{head:<9}{what} ({table.counted(n, 'time')})" for what, n in _most(counts)]
+    if report.stop:
+        lines.append(f"stopped  {report.stop}")
+    return "\n".join(lines)
+
+
+def summary(report: Report) -> str:
+    """One line: how much faster, by how many rewrites, with what left opaque."""
+    rules = len({r.rule for r in report.rewrites})
+    calls = sum(report.coverage.values())
+    times = table.counted(len(report.rewrites), "proven rewrite")
+    words = (
+        f"{table.factor(report.speedup)} as fast as the original",
+        f"{times} by {table.counted(rules, 'rule')}",
+        f"{table.counted(calls, 'library call')}, {len(report.opaques)} of them opaque",
+        f"engine {report.engine}",
+    )
+    return f"{report.model}: {'; '.join(words if report.stages else words[2:3])}"
+
+
+def whole(report: Report) -> str:
+    """Every section that has something to say, under its title."""
+    sections = (
+        ("stages", stages(report) if report.stages else ""),
+        ("rewrites", rewrites(report)),
+        ("coverage", coverage(report)),
+        ("opaque calls", opaques(report)),
+        ("where the time went", spent(report) if report.phases else ""),
+    )
+    titled = [f"{title}\n{'-' * len(title)}\n{body}" for title, body in sections if body]
+    return "\n\n".join([summary(report), *titled])
+
+
+def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent first, equals by name."""
+    return sorted(counts.items(), key=lambda row: (-row[1], row[0]))
