@@ -121,6 +121,8 @@ def nest(
     for let in instance.lets:
         dtype = (results or {}).get(let.name) or kind_of(instance, let.name, operands)
         out = let.name in instance.results
+        if not out and dtype.is_float and DType.f64 in operands.values():
+            dtype = DType.f64  # positions made of indices alone are as fine as the data
         known[let.name] = dtype
         role = "out" if out else "temporary"
         buffers.append(Buffer(let.name, instance.sizes(let.name), dtype, role))
@@ -170,7 +172,8 @@ def _hoist(
         statements.extend(before)
         return value
 
-    return tuple(statements), ex.rebuild(e, visit)
+    value = ex.rebuild(e, visit)
+    return tuple(statements), value
 
 
 def _neutral(kind: str, whole: bool) -> Expr:

@@ -82,10 +82,6 @@ _RANGES = {
 _INTEGER = ("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not")
 
 
-def _names(name: str) -> str:
-    return {"lt": "less"}.get(name, name)
-
-
 def _tail_padding(size: int, kernel: int, stride: int, padding: int) -> int:
     """`extra` of a pooling in torch's ceil mode."""
     top = size + 2 * padding - kernel + stride - 1
@@ -104,11 +100,11 @@ def table() -> dict[str, list[Case]]:
     def U(low: float, high: float, *s: int) -> Tensor:
         return torch.rand(s, generator=g, dtype=torch.float64) * (high - low) + low
 
-    def I(high: int, *s: int, low: int = 0) -> Tensor:
+    def N(high: int, *s: int, low: int = 0) -> Tensor:
         return torch.randint(low, high, s, generator=g)
 
     def B(*s: int) -> Tensor:
-        return I(2, *s).bool()
+        return N(2, *s).bool()
 
     rows: dict[str, list[Case]] = {}
 
@@ -125,18 +121,18 @@ def table() -> dict[str, list[Case]]:
         for shapes in (((2, 3, 5), (3, 5)), ((4, 1), (1, 6)), ((), (7,)), ((0, 3), (3,))):
             xs = [U(low, high, *s) for s in shapes[: f.arity]]
             if f.name in _INTEGER:
-                xs = [I(100, *s, low=-100) for s in shapes[: f.arity]]
+                xs = [N(100, *s, low=-100) for s in shapes[: f.arity]]
             row(f.name, ref, *xs)
         if f.name in _INTEGER:
             row(f.name, ref, *[B(3, 4)] * f.arity)
         elif f.kind == "float" and f.arity == 1:
-            row(f.name, ref, I(2, 5))
+            row(f.name, ref, N(2, 5))
         elif f.name in ("abs", "sign", "maximum", "minimum"):
-            row(f.name, ref, *[I(9, 5, low=-9) for _ in range(f.arity)])
+            row(f.name, ref, *[N(9, 5, low=-9) for _ in range(f.arity)])
     for name in ("isnan", "isinf"):
         row(name, getattr(torch, name), torch.tensor([math.nan, 1.0, math.inf, -math.inf]))
-    row("pow", torch.pow, I(4, 5), I(4, 5))
-    row("maximum", torch.maximum, I(9, 5, low=-9), R(3, 1))
+    row("pow", torch.pow, N(4, 5), N(4, 5))
+    row("maximum", torch.maximum, N(9, 5, low=-9), R(3, 1))
     row("round", torch.round, torch.tensor([0.5, 1.5, -0.5, 2.5]))
 
     arithmetic = ("add", "sub", "mul", "div", "floor_divide", "remainder")
@@ -144,12 +140,12 @@ def table() -> dict[str, list[Case]]:
         ref = getattr(torch, name)
         row(name, ref, R(2, 3, 5), R(3, 1))
         row(name, ref, R(), R(4))
-        row(name, ref, I(9, 4, 3, low=-9), I(9, 3, low=1))
-        row(name, ref, I(9, 4, low=-9), R(2, 1))
+        row(name, ref, N(9, 4, 3, low=-9), N(9, 3, low=1))
+        row(name, ref, N(9, 4, low=-9), R(2, 1))
     for name in ("logical_and", "logical_or", "logical_xor"):
         row(name, getattr(torch, name), B(4, 1), B(1, 5))
-        row(name, getattr(torch, name), I(3, 4, 2), R(2))
-    row("logical_not", torch.logical_not, I(2, 5))
+        row(name, getattr(torch, name), N(3, 4, 2), R(2))
+    row("logical_not", torch.logical_not, N(2, 5))
     row("logical_not", torch.logical_not, B(5))
     unary: dict[str, Callable[..., Tensor]] = {
         "neg": torch.neg, "square": torch.square, "reciprocal": torch.reciprocal, "relu": F.relu,
@@ -159,29 +155,32 @@ def table() -> dict[str, list[Case]]:
     for name, ref in unary.items():
         row(name, ref, R(3, 4) * 3)
         row(name, ref, R())
-    row("neg", torch.neg, I(9, 4))
-    row("square", torch.square, I(9, 4))
-    row("relu", F.relu, I(9, 4, low=-9))
+    row("neg", torch.neg, N(9, 4))
+    row("square", torch.square, N(9, 4))
+    row("relu", F.relu, N(9, 4, low=-9))
     row("relu", F.relu, torch.tensor([math.nan, -1.0, math.inf]))
     row("leaky_relu", lambda x: F.leaky_relu(x, 0.2), R(3, 4), slope=0.2)
     row("elu", lambda x: F.elu(x, 1.3), R(3, 4), alpha=1.3)
     row("softplus", lambda x: F.softplus(x, 2.0, 3.0), R(3, 4) * 3, beta=2.0, threshold=3.0)
     row("clamp", lambda x: x.clamp(-0.5, 0.7), R(3, 4), low=-0.5, high=0.7)
-    row("clamp", lambda x: x.clamp(-2, 3), I(9, 7, low=-9), low=-2, high=3)
+    row("clamp", lambda x: x.clamp(-2, 3), N(9, 7, low=-9), low=-2, high=3)
     row("clamp", lambda x: x.clamp(min=0.1), R(7), low=0.1, high=math.inf)
     row("where", torch.where, B(2, 5, 4), R(5, 1), R(4))
-    row("where", torch.where, B(3, 1), I(9, 4), I(9, 4))
+    row("where", torch.where, B(3, 1), N(9, 4), N(9, 4))
     row("where", torch.where, torch.tensor([True, False]), torch.tensor([1.0, math.nan]),
         torch.tensor([math.nan, 2.0]))  # fmt: skip
     for x, to in (
-        (R(3, 4) * 5, DType.i64), (R(3, 4) * 5, DType.i32), (R(3, 4), DType.f64), (R(5), DType.bool),
-        (I(9, 4), DType.f32), (B(4), DType.f32), (I(3, 4), DType.bool), (B(4), DType.i64),
+        (R(3, 4) * 5, DType.i64), (R(3, 4) * 5, DType.i32), (R(3, 4), DType.f64),
+        (R(5), DType.bool),
+        (N(9, 4), DType.f32), (B(4), DType.f32), (N(3, 4), DType.bool), (B(4), DType.i64),
     ):  # fmt: skip
         row("cast", lambda x, to=to: x.to(getattr(torch, to.value)), x, dtype=to)
-    for value, to in ((1.5, DType.f64), (3, DType.i64), (True, DType.bool), (-math.inf, DType.f64)):
-        row("full", lambda value=value, to=to: torch.full((2, 3), value, dtype=getattr(torch, to.value)),
-            size=(2, 3), value=value, dtype=to)  # fmt: skip
-    row("full", lambda: torch.full((), 2.5, dtype=torch.float64), size=(), value=2.5, dtype=DType.f64)
+    for value, to, size in (
+        (1.5, torch.float64, (2, 3)), (3, torch.int64, (4,)), (True, torch.bool, (2,)),
+        (-math.inf, torch.float64, (2,)), (2.5, torch.float64, ()),
+    ):  # fmt: skip
+        row("full", lambda s=size, v=value, to=to: torch.full(s, v, dtype=to),
+            size=size, value=value, dtype=DTYPES[to])  # fmt: skip
     row("arange", lambda: torch.arange(3, 3 + 2 * 7, 2), size=7, start=3, step=2, dtype=DType.i64)
     row("arange", lambda: torch.arange(7, dtype=torch.float64) * 0.25 + 0.5,
         size=7, start=0.5, step=0.25, dtype=DType.f64)  # fmt: skip
@@ -190,7 +189,7 @@ def table() -> dict[str, list[Case]]:
     for bx, by in (((), ()), ((2, 3), (2, 3)), ((2, 1), (1, 3)), ((5, 2, 1), (3,)), ((), (4,))):
         row("matmul", torch.matmul, R(*bx, 4, 5), R(*by, 5, 6))
     row("matmul", torch.matmul, R(3, 0), R(0, 2))
-    row("matmul", torch.matmul, I(9, 3, 4), I(9, 4, 2))
+    row("matmul", torch.matmul, N(9, 3, 4), N(9, 4, 2))
     row("linear", F.linear, R(2, 3, 5), R(7, 5), R(7))
     row("linear", F.linear, R(2, 5), R(7, 5), None)
     row("linear", F.linear, R(5), R(7, 5), R(7))
@@ -226,7 +225,8 @@ def table() -> dict[str, list[Case]]:
         dilation=(1, 1, 1), output_padding=(1, 0, 0))  # fmt: skip
     for equation, *shapes in (
         ("abc,cbd->da", (3, 4, 5), (5, 4, 6)), ("aa->a", (4, 4)), ("ab->", (3, 4)),
-        ("a,b->ab", (3,), (4,)), ("ab,bc,cd->da", (3, 4), (4, 5), (5, 2)), ("ij,ij->", (3, 4), (3, 4)),
+        ("a,b->ab", (3,), (4,)), ("ab,bc,cd->da", (3, 4), (4, 5), (5, 2)),
+        ("ij,ij->", (3, 4), (3, 4)),
         ("bid,bjd,bje->bie", (2, 3, 4), (2, 5, 4), (2, 5, 6)),
     ):  # fmt: skip
         row("einsum", lambda *x, e=equation: torch.einsum(e, *x), *(R(*s) for s in shapes),
@@ -252,7 +252,7 @@ def table() -> dict[str, list[Case]]:
     row("permute", lambda x: x.permute(1, 3, 0, 2), R(2, 3, 4, 5), dims=(1, 3, 0, 2))
     row("permute", lambda x: x, R(), dims=())
     row("expand", lambda x: x.expand(4, 3, 5), R(3, 1), size=(4, 3, 5))
-    row("expand", lambda x: x.expand(2, 3), I(9, 3), size=(2, 3))
+    row("expand", lambda x: x.expand(2, 3), N(9, 3), size=(2, 3))
     row("expand", lambda x: x.expand(2, 3), R(), size=(2, 3))
     row("slice", lambda x: x[:, 1:5:2], y, axis=1, start=1, stop=5, step=2)
     row("slice", lambda x: x[..., 2:3], y, axis=-1, start=2, stop=3, step=1)
@@ -261,21 +261,21 @@ def table() -> dict[str, list[Case]]:
     row("select", lambda x: x[..., 0], B(3, 4), axis=-1, index=0)
     row("pad", lambda x: F.pad(x, (0, 0, 2, 1), value=7.0), y, axis=1, before=2, after=1, value=7.0)
     row("pad", lambda x: F.pad(x, (-1, 2)), y, axis=-1, before=-1, after=2, value=0)
-    row("pad", lambda x: F.pad(x, (1, 0), value=5), I(9, 3, 4), axis=1, before=1, after=0, value=5)
+    row("pad", lambda x: F.pad(x, (1, 0), value=5), N(9, 3, 4), axis=1, before=1, after=0, value=5)
     row("flip", lambda x: x.flip(1), y, axis=1)
     row("roll", lambda x: x.roll(2, 1), y, axis=1, shift=2)
-    row("roll", lambda x: x.roll(-1, 0), I(9, 3, 4), axis=0, shift=-1)
+    row("roll", lambda x: x.roll(-1, 0), N(9, 3, 4), axis=0, shift=-1)
     for d in (-2, 0, 1):
         row("tril", lambda x, d=d: x.tril(d), R(2, 4, 5), diagonal=d)
         row("triu", lambda x, d=d: x.triu(d), R(2, 5, 3), diagonal=d)
     row("tril", torch.tril, torch.tensor([[1.0, math.nan], [2.0, math.inf]]), diagonal=0)
-    row("embedding", lambda t, i: F.embedding(i, t), R(9, 4), I(9, 2, 5))
-    row("embedding", lambda t, i: F.embedding(i, t), R(9, 4), I(9, 3).int())
-    row("embedding", lambda t, i: F.embedding(i, t), R(9, 4), I(9))
-    row("gather", lambda x, i: x.gather(1, i), R(3, 6, 4), I(6, 3, 2, 4), axis=1)
-    row("gather", lambda x, i: x.gather(-1, i), R(3, 6), I(6, 3, 9), axis=-1)
-    row("index_select", lambda x, i: x.index_select(1, i), R(3, 6, 4), I(6, 2), axis=1)
-    row("index_select", lambda x, i: x.index_select(0, i), I(9, 3, 6), I(3, 8), axis=0)
+    row("embedding", lambda t, i: F.embedding(i, t), R(9, 4), N(9, 2, 5))
+    row("embedding", lambda t, i: F.embedding(i, t), R(9, 4), N(9, 3).int())
+    row("embedding", lambda t, i: F.embedding(i, t), R(9, 4), N(9))
+    row("gather", lambda x, i: x.gather(1, i), R(3, 6, 4), N(6, 3, 2, 4), axis=1)
+    row("gather", lambda x, i: x.gather(-1, i), R(3, 6), N(6, 3, 9), axis=-1)
+    row("index_select", lambda x, i: x.index_select(1, i), R(3, 6, 4), N(6, 2), axis=1)
+    row("index_select", lambda x, i: x.index_select(0, i), N(9, 3, 6), N(3, 8), axis=0)
 
     def overwritten(x: Tensor, z: Tensor) -> Tensor:
         return x.slice_scatter(z, 1, 1, 6, 2)
@@ -298,14 +298,15 @@ def table() -> dict[str, list[Case]]:
     row("rope", rotated, R(2, 3, 5, 6), R(2, 1, 5, 6), R(2, 1, 5, 6))
     row("concat", lambda *x: torch.cat(x, 1), R(2, 3, 4), R(2, 5, 4), axis=1)
     row("concat", lambda *x: torch.cat(x, -1), R(2, 3), R(2, 1), R(2, 0), R(2, 4), axis=-1)
-    row("concat", lambda *x: torch.cat(x, 0), I(9, 3), R(2), axis=0)
+    row("concat", lambda *x: torch.cat(x, 0), N(9, 3), R(2), axis=0)
     row("concat", lambda *x: torch.cat(x, 0), R(3, 2), axis=0)
     row("stack", lambda *x: torch.stack(x, 1), R(2, 3), R(2, 3), R(2, 3), axis=1)
     row("stack", lambda *x: torch.stack(x, -1), R(2, 3), R(2, 3), axis=-1)
     row("stack", lambda *x: torch.stack(x, 0), R(), R(), axis=0)
     for a, b in (
-        ((6, 4), (24,)), ((2, 12), (2, 3, 4)), ((2, 3, 4), (6, 4)), ((4, 6), (2, 12)), ((6, 4), (8, 3)),
-        ((2, 6, 4), (3, 16)), ((5, 6), (10, 3)), ((1,), ()), ((2, 1, 3), (3, 1, 2)), ((0, 3), (3, 0)),
+        ((6, 4), (24,)), ((2, 12), (2, 3, 4)), ((2, 3, 4), (6, 4)), ((4, 6), (2, 12)),
+        ((6, 4), (8, 3)), ((2, 6, 4), (3, 16)), ((5, 6), (10, 3)), ((1,), ()),
+        ((2, 1, 3), (3, 1, 2)), ((0, 3), (3, 0)),
     ):  # fmt: skip
         row("reshape", lambda x, b=b: x.reshape(b), R(*a), size=b)
 
@@ -318,14 +319,14 @@ def table() -> dict[str, list[Case]]:
         row("var", lambda x, d=dims: x.var(d, correction=1), y, dims=dims, correction=1)
     row("var", lambda x: x.var(1, correction=0), y, dims=(1,), correction=0)
     row("sum", lambda x: x.sum(0), B(3, 4), dims=(0,))
-    row("sum", lambda x: x.sum(0), I(9, 3, 4).int(), dims=(0,))
+    row("sum", lambda x: x.sum(0), N(9, 3, 4).int(), dims=(0,))
     row("sum", lambda x: x.sum(0), R(0, 4), dims=(0,))
-    row("amax", lambda x: x.amax(1), I(9, 3, 4), dims=(1,))
+    row("amax", lambda x: x.amax(1), N(9, 3, 4), dims=(1,))
     row("prod", lambda x: x.prod(1), y, dims=(1,))
-    row("prod", lambda x: x.prod(0), I(4, 3, 2), dims=(0,))
-    row("argmax", lambda x: x.argmax(1), I(4, 3, 9, 4).double(), axis=1)
+    row("prod", lambda x: x.prod(0), N(4, 3, 2), dims=(0,))
+    row("argmax", lambda x: x.argmax(1), N(4, 3, 9, 4).double(), axis=1)
     row("argmax", lambda x: x.argmax(-1), R(3, 9), axis=-1)
-    row("argmin", lambda x: x.argmin(1), I(4, 3, 9, 4).double(), axis=1)
+    row("argmin", lambda x: x.argmin(1), N(4, 3, 9, 4).double(), axis=1)
     for axis in (0, 1, -1):
         x = R(3, 4, 5)
         row("softmax", lambda x, a=axis: x.softmax(a), x, axis=axis)
@@ -344,7 +345,8 @@ def table() -> dict[str, list[Case]]:
     ):
         x = R(2, 3, *sizes[:rank])
         for kernel, s, p, d in (
-            ((3, 3, 2), (2, 2, 1), (1, 1, 0), (1, 1, 1)), ((2, 3, 3), (1, 2, 2), (0, 1, 1), (2, 1, 1)),
+            ((3, 3, 2), (2, 2, 1), (1, 1, 0), (1, 1, 1)),
+            ((2, 3, 3), (1, 2, 2), (0, 1, 1), (2, 1, 1)),
         ):  # fmt: skip
             kernel, s, p, d = (t[:rank] for t in (kernel, s, p, d))
             row(f"max_pool{rank}d",
@@ -357,7 +359,7 @@ def table() -> dict[str, list[Case]]:
                         for t in zip(sizes[:rank], kernel, s, p, strict=True)
                     )
                     row(f"avg_pool{rank}d",
-                        lambda x, f=average, k=kernel, s=s, p=p, c=ceil, i=include: f(x, k, s, p, c, i),
+                        lambda x, f=average, a=(kernel, s, p, ceil, include): f(x, *a),
                         x, kernel=kernel, stride=s, padding=p, extra=extra,
                         include_padding=include)  # fmt: skip
         for size in ((4, 7, 3), (1, 1, 1), (13, 5, 2)):
@@ -376,7 +378,8 @@ def table() -> dict[str, list[Case]]:
         for gamma, beta in ((R(*r), R(*r)), (None, None), (R(*r), None)):
             row("layer_norm", lambda x, a, b, r=r: F.layer_norm(x, r, a, b, 1e-5), x, gamma, beta,
                 size=tuple(r), eps=1e-5)  # fmt: skip
-        row("rms_norm", lambda x, a, r=r: F.rms_norm(x, r, a, 1e-6), x, R(*r), size=tuple(r), eps=1e-6)
+        row("rms_norm", lambda x, a, r=r: F.rms_norm(x, r, a, 1e-6), x, R(*r),
+            size=tuple(r), eps=1e-6)  # fmt: skip
     row("rms_norm", lambda x, a: F.rms_norm(x, (5,), a, 1e-6), x, None, size=(5,), eps=1e-6)
     for shape in ((2, 6, 4, 5), (3, 6), (2, 6, 7)):
         mean, var, gamma, beta = R(6), R(6).abs() + 0.1, R(6), R(6)
@@ -387,8 +390,8 @@ def table() -> dict[str, list[Case]]:
         groups=3, eps=1e-5)  # fmt: skip
     row("group_norm", lambda x, a, b: F.group_norm(x, 2, a, b, 1e-5), R(3, 4, 7), None, None,
         groups=2, eps=1e-5)  # fmt: skip
-    row("local_response_norm", lambda x: F.local_response_norm(x, 5, 1e-2, 0.75, 1.5), R(2, 7, 3, 4),
-        size=5, before=2, alpha=1e-2, beta=0.75, k=1.5)  # fmt: skip
+    row("local_response_norm", lambda x: F.local_response_norm(x, 5, 1e-2, 0.75, 1.5),
+        R(2, 7, 3, 4), size=5, before=2, alpha=1e-2, beta=0.75, k=1.5)  # fmt: skip
 
     # Cells.
     def lstm(out: int) -> Callable[..., Tensor]:
@@ -403,7 +406,7 @@ def table() -> dict[str, list[Case]]:
     row("lstm_cell", lstm(1), *cell, R(16), out="c1")
     row("lstm_cell", lstm(0), *cell, None)
     gru = (R(3, 5), R(3, 4), R(12, 5), R(12, 4))
-    row("gru_cell", lambda *x: torch.gru_cell(*x), *gru, R(12), R(12))
+    row("gru_cell", torch.gru_cell, *gru, R(12), R(12))
     row("gru_cell", lambda x, h, w, u, a, b: torch.gru_cell(x, h, w, u), *gru, None, None)
     return rows
 

@@ -221,7 +221,10 @@ def run_instance(
     for let in _needed(instance, out):
         value = Body(ring, tensors, span, let.axes, dtype).value(let.body)
         t = expand(value, let.axes, [span[a][1] for a in let.axes])
-        tensors[let.name] = ring.store(t, kind_of(instance, let.name, kinds))
+        kind = kind_of(instance, let.name, kinds)
+        if let.name not in instance.results and kind.is_float and dtype == torch.float64:
+            kind = DType.f64  # positions made of indices alone are as fine as the data
+        tensors[let.name] = ring.store(t, kind)
     return _shaped(tensors[out], instance, instance.results[out])
 
 
