@@ -248,7 +248,8 @@ class Graph:
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """All nodes, operands before users."""
-        return topological((*self.inputs, *self.outputs, *(n for _, n in self.updates)))
+        updates = (n for pair in self.updates for n in pair)
+        return topological((*self.inputs, *self.outputs, *updates))
 
     @cached_property
     def users(self) -> Mapping[Node, tuple[Node, ...]]:

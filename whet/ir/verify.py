@@ -198,7 +198,9 @@ def excerpt(graph: Graph, node: Node, context: int = _CONTEXT) -> str:
     lines = print_graph(graph).splitlines()
     at = next((k for k, n in enumerate(graph.nodes) if n is node), len(lines) - 1)
     first, last = max(0, at - context), min(len(lines), at + context + 1)
-    shown = [f"{'>' if k == at else ' '} {lines[k].expandtabs(4)}" for k in range(first, last)]
+    shown = [
+        f"{'>' if k == at else ' '} {lines[k]}".replace("\t", "  ") for k in range(first, last)
+    ]
     above = [f"  … {first} more above"] if first else []
     below = [f"  … {len(lines) - last} more below"] if last < len(lines) else []
     return "\n".join([*above, *shown, *below])

@@ -288,7 +288,7 @@ def test_a_cotangent_of_another_shape_is_refused():
         apply("rleu~x", f64("x", 3), f64("dy", 3))
 
 
-# -- whole graphs ------------------------------------------------------------------------------------
+# -- whole graphs ----------------------------------------------------------------------------------
 def compare(
     inputs: Mapping[str, Tensor], build, module, ring: Ring = FLOAT64
 ) -> Graph:  # build: nodes -> output nodes, module: tensors -> tensors
