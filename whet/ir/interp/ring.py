@@ -266,6 +266,11 @@ NATIVE = Floats("native", None)
 FIELD = Field()
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A source of random numbers for `sample`."""
+    return torch.Generator().manual_seed(seed)
+
+
 def sample(type: TensorType, ring: Ring, generator: torch.Generator, high: int = 2) -> Tensor:
     """A random tensor of a concrete type: normal floats, residues, or integers below `high`."""
     shape = [int(str(n)) for n in type.shape]

@@ -1,0 +1,189 @@
+"""Formulas over sizes and attributes: the arithmetic that a conjecture's shapes and values use.
+
+    value := N | N.i | NUMBER | (value, …) | value (+ - * / // % **) value | value[value] | -value
+           | sum(…) | tuple(…) | range(…) | len(…) | min(…) | max(…)       over a generator, too
+    test  := chained < <= > >= == !=, and, or, not
+
+`N.i` is the i-th member of the family N. Names are looked up in a scope, so the same text gives a
+number where sizes are known and a polynomial where they are symbols. Python's expression syntax,
+read by `ast`, never executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from whet.errors import WhetError
+from whet.ir.types import Poly, Size, substitute
+
+Scope = Mapping[str, object]
+
+_BINARY: Mapping[type[ast.operator], Callable[..., object]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+}  # fmt: skip
+_COMPARE: Mapping[type[ast.cmpop], Callable[..., bool]] = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.In: lambda a, b: a in b,
+}  # fmt: skip
+_FUNCTIONS: Mapping[str, Callable[..., object]] = {
+    "sum": sum, "tuple": tuple, "range": range, "len": len,
+    "min": min, "max": max, "sorted": lambda xs: tuple(sorted(xs)),
+}  # fmt: skip
+
+
+class ConjectureError(WhetError):
+    """A conjecture that does not parse, or whose sides cannot be built."""
+
+
+class Unbound(ConjectureError):
+    """A name that a formula needs and the scope does not have."""
+
+
+def evaluate(e: ast.expr, scope: Scope) -> object:
+    """The value of a formula.
+
+    Raises:
+        Unbound: a name is not in `scope`.
+        ConjectureError: the text is no formula.
+    """
+    match e:
+        case ast.Constant(value):
+            return value
+        case ast.Name(name):
+            if name not in scope:
+                raise Unbound(f"unknown name {name}", where=ast.unparse(e))
+            return scope[name]
+        case ast.Attribute(ast.Name(family), index):
+            return evaluate(ast.Name(member(family, index, scope)), scope)
+        case ast.Tuple(elts) | ast.List(elts):
+            found: list[object] = []
+            for x in elts:
+                if isinstance(x, ast.Starred):
+                    found += _sequence(evaluate(x.value, scope))
+                else:
+                    found.append(evaluate(x, scope))
+            return tuple(found)
+        case ast.BinOp(left, op, right) if type(op) in _BINARY:
+            return _BINARY[type(op)](evaluate(left, scope), evaluate(right, scope))
+        case ast.UnaryOp(ast.USub(), x):
+            return -evaluate(x, scope)  # type: ignore[operator]
+        case ast.UnaryOp(ast.Not(), x):
+            return not evaluate(x, scope)
+        case ast.BoolOp(op, values):
+            results = (bool(evaluate(v, scope)) for v in values)
+            return all(results) if isinstance(op, ast.And) else any(results)
+        case ast.Compare(left, ops, rest) if all(type(o) in _COMPARE for o in ops):
+            found = [evaluate(x, scope) for x in (left, *rest)]
+            return all(
+                _COMPARE[type(o)](a, b) for o, a, b in zip(ops, found, found[1:], strict=False)
+            )
+        case ast.Subscript(value, index):
+            return _sequence(evaluate(value, scope))[_integer(evaluate(index, scope))]
+        case ast.IfExp(test, then, other):
+            return evaluate(then if evaluate(test, scope) else other, scope)
+        case ast.GeneratorExp(element, [rule]):
+            return tuple(evaluate(element, s) for s in comprehend(rule, scope))
+        case ast.Call(ast.Name(name), args, []) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*(evaluate(a, scope) for a in args))
+    raise ConjectureError(
+        "not a formula", where=ast.unparse(e), expected="see whet.rewrite.formula"
+    )
+
+
+def member(family: str, index: str, scope: Scope) -> str:
+    """Name of the member of a family that `family.index` means: `w.i` is "w.0" where i is 0."""
+    if index not in scope:
+        raise Unbound(f"unknown name {index}", where=f"{family}.{index}")
+    return f"{family}.{scope[index]}"
+
+
+class _Fix(ast.NodeTransformer):
+    def __init__(self, known: Mapping[str, int]) -> None:
+        self.known = known
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(self.known[node.id]) if node.id in self.known else node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        assert isinstance(node.value, ast.Name)
+        if node.attr in self.known:
+            return ast.Name(member(node.value.id, node.attr, self.known))
+        return node
+
+
+def fix(e: ast.expr, known: Mapping[str, int]) -> ast.expr:
+    """`e` with the names of `known` replaced by their numbers, also where they pick a member."""
+    fixed = _Fix(known).visit(copy.deepcopy(e)) if known else e
+    assert isinstance(fixed, ast.expr)
+    return fixed
+
+
+def comprehend(rule: ast.comprehension, scope: Scope) -> Iterator[Scope]:
+    """The scopes of a generator's rounds: `for i in …`, with its conditions."""
+    if not isinstance(rule.target, ast.Name):
+        raise ConjectureError("a generator binds one name", where=ast.unparse(rule))
+    for value in _sequence(evaluate(rule.iter, scope)):
+        inner = {**scope, rule.target.id: value}
+        if all(evaluate(test, inner) for test in rule.ifs):
+            yield inner
+
+
+def names(e: ast.expr) -> frozenset[str]:
+    """Every name that a formula reads, those that its generators bind excepted."""
+    families = {x.value.id for x in ast.walk(e) if isinstance(x, ast.Attribute)
+                if isinstance(x.value, ast.Name)}  # fmt: skip
+    found = {x.id for x in ast.walk(e) if isinstance(x, ast.Name)} - families
+    bound = {x.target.id for x in ast.walk(e) if isinstance(x, ast.comprehension)
+             if isinstance(x.target, ast.Name)}  # fmt: skip
+    return frozenset(found - bound - _FUNCTIONS.keys())
+
+
+def solve(e: ast.expr, value: object, scope: Scope) -> dict[str, object] | None:
+    """What the unknown name of `e` must be for `e` to have `value`.
+
+    Returns:
+        {} if all names are known and the value is right, one binding if one name is unknown and
+        occurs linearly, None where there is no solution.
+
+    Raises:
+        Unbound: more than one name is unknown, or the unknown does not occur linearly.
+    """
+    unknown = sorted(names(e) - scope.keys())
+    if not unknown:
+        return {} if evaluate(e, scope) == value else None
+    if isinstance(e, ast.Name):
+        return {e.id: value}
+    if len(unknown) > 1 or not isinstance(value, int):
+        raise Unbound(f"unknown name {unknown[0]}", where=ast.unparse(e))
+    name = unknown[0]
+    total = evaluate(e, {**scope, name: Poly.symbol(name)})
+    at = [substitute(total, {name: k}) for k in (0, 1, 2)] if isinstance(total, Poly) else []
+    if not at or not all(isinstance(v, int) for v in at) or at[2] - at[1] != at[1] - at[0]:
+        raise Unbound(f"{name} does not occur linearly", where=ast.unparse(e))
+    slope, rest = at[1] - at[0], value - at[0]
+    if slope == 0 or not isinstance(slope, int) or not isinstance(rest, int) or rest % slope:
+        return None
+    return {name: rest // slope}
+
+
+def size(value: object, where: ast.AST) -> Size:
+    """`value` as a size. Raises `ConjectureError` where it is none."""
+    if isinstance(value, (int, Poly)):
+        return value
+    raise ConjectureError("not a size", got=value, where=ast.unparse(where))
+
+
+def _sequence(value: object) -> Sequence[object]:
+    if isinstance(value, (tuple, range)):
+        return value
+    raise ConjectureError("not a tuple", got=value)
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, int):
+        return value
+    raise ConjectureError("not a number", got=value)

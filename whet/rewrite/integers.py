@@ -1,0 +1,150 @@
+"""Questions about whole numbers: does this inequality follow from those?
+
+A fact is a size that is known to be at least 0. Sizes are polynomials over axes and extents; the
+question is linear after each product of symbols (`h*stride`) and each quotient is taken for an
+unknown of its own, about which a few lemmas are added:
+
+    v in h >= 0, rest >= 0             ==>  h * rest >= 0         for a product v * rest in question
+    q = top // bottom, bottom >= 1     ==>  0 <= top - q * bottom < bottom
+
+So every "yes" is true for all whole numbers; a "no" may only mean that the lemmas did not reach.
+This is the only file that knows Z3. Effort is bounded by Z3's own resource count, never by a clock,
+so that answers do not depend on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from whet.ir.types import Monomial, Poly, Quotient, Size
+
+Facts = frozenset[Size]
+_EFFORT = 400_000
+
+
+def negation(fact: Size) -> Size:
+    """The fact that holds where `fact` does not: not (f >= 0) is -f - 1 >= 0."""
+    return -fact - 1
+
+
+class Integers:
+    """A solver with fixed assumptions; answers are remembered.
+
+    Args:
+        positive: symbols that are at least 1.
+        assumed: further facts.
+
+    Attributes:
+        queries: how many questions reached Z3.
+    """
+
+    def __init__(self, positive: Iterable[str], assumed: Iterable[Size] = ()) -> None:
+        self.positive = frozenset(positive)
+        self.assumed: Facts = frozenset(assumed)
+        self.queries = 0
+        self._answers: dict[tuple[Facts, Size], bool] = {}
+
+    def implied(self, known: Facts, fact: Size) -> bool:
+        """Whether `fact` holds wherever all of `known` do."""
+        if isinstance(fact, int) and fact >= 0:
+            return True
+        if fact in known or (not isinstance(fact, int) and self._plainly_positive(fact)):
+            return True
+        if any(isinstance(k, int) and k < 0 for k in known):
+            return True
+        if not isinstance(fact, int):
+            for k in known:
+                gap = fact - k
+                if (isinstance(gap, int) and gap >= 0) or (
+                    not isinstance(gap, int) and self._plainly_positive(gap)
+                ):
+                    return True
+        key = (known, fact)
+        if key not in self._answers:
+            self._answers[key] = self._ask(known, fact)
+        return self._answers[key]
+
+    def feasible(self, known: Facts) -> bool:
+        """Whether all of `known` can hold at once (True where that is not settled)."""
+        return not self.implied(known, -1)
+
+    def decided(self, known: Facts, fact: Size) -> bool | None:
+        """True or False where `known` settles `fact`, else None."""
+        if self.implied(known, fact):
+            return True
+        return False if self.implied(known, negation(fact)) else None
+
+    def equal(self, known: Facts, a: Size, b: Size) -> bool:
+        """Whether `known` forces a == b."""
+        return a == b or (self.implied(known, a - b) and self.implied(known, b - a))
+
+    def _plainly_positive(self, size: Size) -> bool:
+        """A polynomial over positive symbols whose coefficients already say that it is >= 0."""
+        total = 0
+        for monomial, coefficient in Poly.of(size).terms:
+            if monomial and (coefficient < 0 or not all(a in self.positive for a in monomial)):
+                return False
+            total += coefficient
+        return total >= 0
+
+    def _ask(self, known: Facts, fact: Size) -> bool:
+        import z3
+
+        self.queries += 1
+        solver = z3.SimpleSolver()
+        solver.set("rlimit", _EFFORT)
+        unknowns: dict[Monomial, Any] = {}
+        facts = [*self.assumed, *known, negation(fact)]
+        facts += [*self._products(facts), *_quotients(facts)]
+        for f in facts:
+            solver.add(_linear(f, unknowns) >= 0)
+        for monomial, unknown in unknowns.items():
+            if all(a in self.positive for a in monomial):
+                solver.add(unknown >= 1)
+        return bool(solver.check() == z3.unsat)
+
+    def _products(self, facts: list[Size]) -> Iterator[Size]:
+        """Each fact about a factor of a product, multiplied by the rest of the product."""
+        at_least_0 = self.positive | {
+            str(p.terms[0][0][0])
+            for p in map(Poly.of, facts)
+            if len(p.terms) == 1 and len(p.terms[0][0]) == 1 and p.terms[0][1] > 0
+        }
+        seen: set[Size] = set()
+        products = {m for f in facts for m, _ in Poly.of(f).terms if len(m) > 1}
+        for product in sorted(products, key=repr):
+            for k, atom in enumerate(product):
+                rest = product[:k] + product[k + 1 :]
+                if not all(a in at_least_0 for a in rest):
+                    continue
+                scale = Poly({rest: 1})
+                lemmas = [f * scale for f in facts if ((atom,)) in dict(Poly.of(f).terms)]
+                if atom in self.positive:
+                    lemmas.append((Poly({(atom,): 1}) - 1) * scale)
+                yield from (x for x in lemmas if x not in seen)
+                seen.update(lemmas)
+
+
+def _quotients(facts: list[Size]) -> Iterator[Size]:
+    """What defines each floor division that occurs, where its divisor is a positive number."""
+    atoms = {a for f in facts for m, _ in Poly.of(f).terms for a in m if isinstance(a, Quotient)}
+    for q in sorted(atoms, key=repr):
+        if isinstance(q.bottom, int) and q.bottom > 0:
+            rest = q.top - Poly({(q,): q.bottom})
+            yield rest
+            yield q.bottom - 1 - rest
+
+
+def _linear(size: Size, unknowns: dict[Monomial, Any]) -> Any:
+    import z3
+
+    total: Any = z3.IntVal(0)
+    for monomial, coefficient in Poly.of(size).terms:
+        if not monomial:
+            total = total + coefficient
+            continue
+        if monomial not in unknowns:
+            unknowns[monomial] = z3.Int("*".join(map(repr, monomial)))
+        total = total + coefficient * unknowns[monomial]
+    return total

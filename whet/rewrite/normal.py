@@ -1,0 +1,417 @@
+"""The normal form: what a guarded sum of products looks like after all that is known was used.
+
+Of each term, in this order and until nothing changes:
+
+    impossible guards           the term goes
+    x == y among the guards     one stands for the other
+    guards that others imply    go
+    a bound axis with one value     is replaced by it; one with a single lower bound starts at 0
+    an undecided guard inside a function        splits the term in two
+    functions                   obey their laws (`whet.ir.functions`): exp of a sum is a product, …
+
+Two sums are equal if their texts are, in every region that their free guards cut the output into.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from whet.ir.functions import FUNCTIONS
+from whet.ir.types import Poly, Size
+from whet.rewrite import terms as tm
+from whet.rewrite.integers import Facts, Integers, negation
+from whet.rewrite.reading import Unreadable
+from whet.rewrite.spelling import spell, spell_factor, spell_term
+from whet.rewrite.terms import Applied, Case, Element, Factor, Fold, Guards, Scalar, Sum, Term
+
+_ROUNDS = 20_000
+
+
+@dataclass
+class Normal:
+    """Simplifies under fixed assumptions; `rounds` bounds the work, deterministically."""
+
+    integers: Integers
+    rounds: int = _ROUNDS
+
+    def equal(self, a: Sum, b: Sum, known: Facts) -> Facts | None:
+        """None if `a` equals `b` where `known` holds, else a region where they may differ."""
+        a, b = self.simplify(a, known), self.simplify(b, known)
+        if spell(a) == spell(b):
+            return None
+        cuts = sorted(tm.free_guards(a) | tm.free_guards(b), key=repr)
+        regions = [known]
+        while regions:
+            region = regions.pop()
+            if not self.integers.feasible(region):
+                continue
+            open_ = next((g for g in cuts if self.integers.decided(region, g) is None), None)
+            if open_ is not None:
+                regions += [region | {open_}, region | {negation(open_)}]
+            elif spell(self.simplify(a, region)) != spell(self.simplify(b, region)):
+                return region
+        return None
+
+    # -- terms -----------------------------------------------------------------------------------
+    def simplify(self, s: Sum, known: Facts) -> Sum:
+        """`s` in normal form where `known` holds."""
+        work, done = list(s), []
+        while work:
+            self.rounds -= 1
+            if self.rounds < 0:
+                raise Unreadable("the normal form grew beyond its budget")
+            tidy = self.tidy(work.pop(), known)
+            if tidy is None:
+                continue
+            facts = known | tidy.guards
+            cut = self._cut(frozenset().union(*map(tm.open_guards, tidy.factors)), facts)
+            if cut is not None:
+                work += [
+                    replace(tidy, guards=tidy.guards | {cut}),
+                    replace(tidy, guards=tidy.guards | {negation(cut)}),
+                ]
+                continue
+            product = tm.ONE
+            for f in tidy.factors:
+                product = tm.times(product, self.factor(f, facts))
+            if len(product) == 1:
+                factors = _combined(product[0].factors, self.integers.positive)
+                plain = not (product[0].bound or product[0].guards)
+                if plain and _same(factors, tidy.factors):
+                    coefficient = tidy.coefficient * product[0].coefficient
+                    if coefficient:
+                        done.append(replace(tidy, coefficient=coefficient, factors=factors))
+                    continue
+                product = (replace(product[0], factors=factors),)
+            head = (replace(tidy, factors=()),)
+            work += tm.times(head, tm.refresh(product))
+        return _gathered(done)
+
+    def tidy(self, t: Term, known: Facts) -> Term | None:
+        """`t` with its guards minimal and its bound axes in place; None if it is always 0."""
+        while True:
+            t = replace(t, guards=frozenset(g for g in t.guards if not _always(g)))
+            if t.coefficient == 0 or not self.integers.feasible(known | t.guards):
+                return None
+            again = self._solved(t, known) or self._shifted(t, known)
+            if again is None:
+                return replace(t, guards=self._needed(t.guards, known))
+            t = again
+
+    def _solved(self, t: Term, known: Facts) -> Term | None:
+        """`t` with an axis replaced by what the guards say it equals."""
+        facts = known | t.guards
+        for g in sorted(facts, key=repr):
+            if isinstance(g, int) or -g not in facts:
+                continue
+            both = t.guards & {g, -g}
+            rest = replace(t, guards=t.guards - both)
+            used = _mentioned(rest)
+            for name, value in _solutions(g):
+                if name in t.bound:
+                    return _placed(t, name, value)
+                if name in used and not tm.symbols(value) & set(t.bound):
+                    placed = _placed(rest, name, value)  # a free axis: its guards must stay
+                    return replace(placed, guards=placed.guards | both)
+        return None
+
+    def _shifted(self, t: Term, known: Facts) -> Term | None:
+        """`t` with a bound axis moved to start at 0, or replaced if it has one value only."""
+        for b in t.bound:
+            lows = [low for g in t.guards if (low := _bound_by(g, b, 1)) is not None]
+            highs = [high for g in t.guards if (high := _bound_by(g, b, -1)) is not None]
+            others = known.union(g for g in t.guards if b not in tm.symbols(g))
+            for low in lows:
+                for high in highs:
+                    if not self.integers.implied(others, low - high):
+                        continue
+                    if self.integers.implied(others, high - low):
+                        return _placed(t, b, low)
+            if len(lows) == 1 and lows[0] != 0 and not tm.symbols(lows[0]) & set(t.bound):
+                return tm.moved_term(t, {b: Poly.symbol(b) + lows[0]})
+        return None
+
+    def _needed(self, guards: Guards, known: Facts) -> Guards:
+        kept = sorted(guards, key=_shape)
+        for g in list(kept):
+            rest = [h for h in kept if h != g]
+            if self.integers.implied(known.union(rest), g):
+                kept = rest
+        return frozenset(kept)
+
+    def _cut(self, guards: Guards, facts: Facts) -> Size | None:
+        return next(
+            (g for g in sorted(guards, key=repr) if self.integers.decided(facts, g) is None), None
+        )
+
+    # -- factors ---------------------------------------------------------------------------------
+    def factor(self, f: Factor, facts: Facts) -> Sum:
+        """`f` in normal form where `facts` hold."""
+        match f:
+            case Element():
+                return tm.of(f)
+            case Scalar(size):
+                return tm.number(size)
+            case Fold():
+                return self.fold(f, facts)
+            case Applied(fn, args):
+                return self.applied(fn, tuple(self.simplify(a, facts) for a in args))
+
+    def fold(self, f: Fold, facts: Facts) -> Sum:
+        """A reduction: its cases split, emptied of what is neutral, tidied."""
+        neutral = {"max": -1, "min": 1}.get(f.kind)
+        work, done = list(f.cases), []
+        while work:
+            c = work.pop()
+            inner = facts | c.guards
+            if not self.integers.feasible(inner):
+                continue
+            cut = self._cut(tm.free_guards(c.body), inner)
+            if cut is not None:
+                work += [
+                    replace(c, guards=c.guards | {cut}),
+                    replace(c, guards=c.guards | {negation(cut)}),
+                ]
+                continue
+            body = self.simplify(c.body, inner)
+            if neutral is not None and _is_infinite(body) == neutral:
+                continue
+            if neutral is None and tm.is_number(body) == 1:
+                continue
+            wrapped = Applied("body", (body,))
+            tidy = self.tidy(Term(Fraction(1), c.bound, c.guards, (wrapped,)), facts)
+            if tidy is None:
+                continue
+            moved = tidy.factors[0]
+            assert isinstance(moved, Applied)
+            done.append(Case(tidy.bound, tidy.guards, moved.args[0]))
+        if not done:
+            return tm.ONE if neutral is None else tm.number(neutral * math.inf)
+        if len(done) == 1 and not (done[0].bound or done[0].guards):
+            return done[0].body
+        return tm.of(Fold(f.kind, tuple(done)))
+
+    def applied(self, fn: str, args: tuple[Sum, ...]) -> Sum:
+        """A function of simplified arguments, by its laws."""
+        laws = FUNCTIONS[fn].laws if fn in FUNCTIONS else frozenset()
+        same = tm.of(Applied(fn, args))
+        if fn == "recip":
+            return _reciprocal(args[0], self.integers.positive)
+        if fn == "rsqrt":
+            return _reciprocal(tm.of(Applied("sqrt", args)), self.integers.positive)
+        if fn == "pow" and (power := tm.is_number(args[1])) is not None:
+            return _power(args[0], power) or same
+        if "sum_to_product" in laws:
+            return _exponential(fn, args[0]) or same
+        if "idempotent" in laws and "associative" in laws and fn in ("maximum", "minimum"):
+            flat = _flattened(fn, args)
+            return flat[0] if len(flat) == 1 else tm.of(Applied(fn, flat))
+        if laws & {"odd", "even"} and _leads_negative(args[0]):
+            opposite = tm.of(Applied(fn, (tm.scaled(args[0], -1),)))
+            return tm.scaled(opposite, -1) if "odd" in laws else opposite
+        return same
+
+
+# -- laws ----------------------------------------------------------------------------------------
+def _reciprocal(s: Sum, positive: frozenset[str]) -> Sum:
+    """1 / s: of a product the product, numbers and common factors drawn out."""
+    value = tm.is_number(s)
+    if value:
+        return tm.number(1 / value)
+    if len(s) == 1 and not (s[0].bound or s[0].guards):
+        total = tm.number(1 / s[0].coefficient)
+        if len(s[0].factors) == 1 and s[0].coefficient == 1 and not _invertible(s[0].factors[0]):
+            return tm.of(Applied("recip", (s,)))
+        for f in s[0].factors:
+            total = tm.times(total, _inverse(f))
+        return total
+    common = _common(s)
+    scale = s[0].coefficient if len(s) == 1 else Fraction(1)
+    if s and (common or scale != 1):
+        rest = tuple(
+            replace(t, coefficient=t.coefficient / scale, factors=_without(t.factors, common))
+            for t in s
+        )
+        total = tm.times(tm.number(1 / scale), tm.of(Applied("recip", (rest,))))
+        for f in common:
+            total = tm.times(total, _inverse(f))
+        return total
+    return tm.of(Applied("recip", (s,)))
+
+
+def _invertible(f: Factor) -> bool:
+    return isinstance(f, Applied) and f.fn == "exp"
+
+
+def _inverse(f: Factor) -> Sum:
+    if isinstance(f, Applied) and f.fn == "exp":
+        return tm.of(Applied("exp", (tm.scaled(f.args[0], -1),)))
+    return tm.of(Applied("recip", (tm.of(f),)))
+
+
+def _common(s: Sum) -> list[Factor]:
+    """Factors that stand in every term and depend on no bound axis."""
+    shared: Counter[str] | None = None
+    found: dict[str, Factor] = {}
+    for t in s:
+        free = [f for f in t.factors if not tm.mentions(f, frozenset(t.bound))]
+        texts = [spell_factor(f, {}) for f in free]
+        found.update(zip(texts, free, strict=True))
+        shared = Counter(texts) if shared is None else shared & Counter(texts)
+    return [found[text] for text in (shared or Counter()).elements()]
+
+
+def _without(factors: tuple[Factor, ...], gone: Iterable[Factor]) -> tuple[Factor, ...]:
+    left = Counter(spell_factor(f, {}) for f in gone)
+    kept = []
+    for f in factors:
+        text = spell_factor(f, {})
+        if left[text]:
+            left[text] -= 1
+        else:
+            kept.append(f)
+    return tuple(kept)
+
+
+def _power(s: Sum, power: Fraction) -> Sum | None:
+    if power == Fraction(1, 2):
+        return tm.of(Applied("sqrt", (s,)))
+    if power == Fraction(-1, 2):
+        return tm.of(Applied("recip", (tm.of(Applied("sqrt", (s,))),)))
+    if power == -1:
+        return tm.of(Applied("recip", (s,)))
+    if power.denominator == 1 and 0 <= power <= 4:
+        total = tm.ONE
+        for _ in range(int(power)):
+            total = tm.times(total, s)
+        return total
+    return None
+
+
+def _exponential(fn: str, s: Sum) -> Sum | None:
+    """f(a + b) = f(a) * f(b); f(0) = 1; f(-inf) = 0."""
+    if _is_infinite(s) == -1:
+        return tm.NOTHING
+    if any(_infinite(f) for t in s for f in t.factors):
+        return None
+    total = tm.ONE
+    for t in s:
+        total = tm.times(total, tm.of(Applied(fn, ((t,),))))
+    return total
+
+
+def _flattened(fn: str, args: tuple[Sum, ...]) -> tuple[Sum, ...]:
+    found: dict[str, Sum] = {}
+    work = list(args)
+    while work:
+        a = work.pop()
+        inner = a[0].factors[0] if len(a) == 1 and len(a[0].factors) == 1 else None
+        plain = inner is not None and a == tm.of(inner)
+        if plain and isinstance(inner, Applied) and inner.fn == fn:
+            work += inner.args
+        else:
+            found.setdefault(spell(a), a)
+    return tuple(found[text] for text in sorted(found))
+
+
+def _leads_negative(s: Sum) -> bool:
+    texts = sorted((spell_term(t, {}), t.coefficient) for t in s)
+    return bool(texts) and texts[0][1] < 0
+
+
+def _infinite(f: Factor) -> bool:
+    return isinstance(f, Applied) and f.fn == "inf"
+
+
+def _is_infinite(s: Sum) -> int:
+    """-1 or 1 for an infinite number, 0 for anything else."""
+    if len(s) == 1 and s[0].factors == (tm.INFINITY,) and not s[0].guards:
+        return -1 if s[0].coefficient < 0 else 1
+    return 0
+
+
+def _combined(factors: tuple[Factor, ...], positive: frozenset[str]) -> tuple[Factor, ...]:
+    """f(a) * f(b) = f(a + b) where a and b differ by a number only; n * (1/n) = 1 for sizes."""
+    powers: dict[str, tuple[Term, Fraction]] = {}
+    scalars: Counter[Size] = Counter()
+    kept: list[Factor] = []
+    for f in factors:
+        match f:
+            case Applied("exp", ((t,),)):
+                text = spell_term(t, {})
+                old = powers[text][1] if text in powers else Fraction(0)
+                powers[text] = (t, old + t.coefficient)
+            case Scalar(Poly() as n) if n.symbols() <= positive:
+                scalars[n] += 1
+            case Applied("recip", ((Term(Fraction(), (), guards, (Scalar(n),)) as t,),)) if (
+                t.coefficient == 1 and not guards and tm.symbols(n) <= positive
+            ):
+                scalars[n] -= 1
+            case _:
+                kept.append(f)
+    for t, power in powers.values():
+        if power:
+            kept.append(Applied("exp", ((replace(t, coefficient=power),),)))
+    for size, times in scalars.items():
+        one: Factor = Scalar(size) if times > 0 else Applied("recip", (tm.of(Scalar(size)),))
+        kept += [one] * abs(times)
+    return tuple(kept)
+
+
+def _same(a: tuple[Factor, ...], b: tuple[Factor, ...]) -> bool:
+    return Counter(spell_factor(f, {}) for f in a) == Counter(spell_factor(f, {}) for f in b)
+
+
+def _gathered(done: list[Term]) -> Sum:
+    """Like terms added up."""
+    found: dict[str, Term] = {}
+    for t in done:
+        text = spell_term(t, {})
+        old = found.get(text)
+        c = t.coefficient + (old.coefficient if old is not None else 0)
+        found[text] = replace(old or t, coefficient=c)
+    return tuple(t for t in found.values() if t.coefficient)
+
+
+# -- guards --------------------------------------------------------------------------------------
+def _always(g: Size) -> bool:
+    return isinstance(g, int) and g >= 0
+
+
+def _shape(g: Size) -> tuple[int, str]:
+    return (len(Poly.of(g).terms), repr(g))
+
+
+def _bound_by(g: Size, axis: str, sign: int) -> Size | None:
+    """L where `g >= 0` says axis >= L (sign 1) or axis <= L (sign -1)."""
+    if isinstance(g, int) or dict(g.terms).get((axis,)) != sign:
+        return None
+    rest = g - sign * Poly.symbol(axis)
+    if axis in tm.symbols(rest):
+        return None
+    return -rest if sign == 1 else rest
+
+
+def _solutions(g: Poly) -> Iterable[tuple[str, Size]]:
+    """Axes that `g == 0` determines, each with its value; bound axes (later names) first."""
+    rows = [(m[0], c) for m, c in g.terms if len(m) == 1 and abs(c) == 1 and isinstance(m[0], str)]
+    for name, c in sorted(rows, key=lambda r: (-len(r[0]), r[0]), reverse=False):
+        if name.startswith("@"):
+            value = (g - c * Poly.symbol(name)) * -c
+            if name not in tm.symbols(value):
+                yield name, value
+
+
+def _mentioned(t: Term) -> frozenset[str]:
+    """Every symbol in a term."""
+    inner = (size for f in t.factors for size in tm.sizes(f))
+    return frozenset().union(*map(tm.symbols, inner), *map(tm.symbols, t.guards))
+
+
+def _placed(t: Term, name: str, value: Size) -> Term:
+    placed = tm.moved_term(t, {name: value})
+    return replace(placed, bound=tuple(b for b in placed.bound if b != name))

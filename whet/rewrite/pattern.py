@@ -1,0 +1,484 @@
+"""Finding a conjecture's left side in a graph, and putting the right side in its place.
+
+    matches(graph, conjecture, prover) -> Match(rule, tensors, scope, roots), …
+    apply_match(graph, match)          -> the graph with the right side where the roots were
+
+A match binds tensor variables to nodes, sizes and attributes to numbers, and so fixes the form:
+ranks, axes, width, operands left out. Operands of commutative operators are tried in both orders.
+The members of a family are found one by one, then gathered by what they share.
+
+The matcher is not trusted. `apply_match` builds the left side from the bindings, and what it builds
+must be the roots themselves (nodes are hash-consed); only then is the proven right side built.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from whet.errors import GraphError, RecordError
+from whet.ir.graph import Graph, Node, rebuilt, topological
+from whet.ir.types import DType, Size
+from whet.rewrite import formula
+from whet.rewrite.conjecture import (
+    Apply,
+    Conjecture,
+    Form,
+    Literal,
+    Pattern,
+    Sides,
+    Statement,
+    Var,
+    build,
+    one_key,
+    star,
+)
+from whet.rewrite.formula import ConjectureError, Unbound
+from whet.rewrite.prove import Prover
+from whet.rewrite.rule import Rule
+
+
+@dataclass(frozen=True)
+class Match:
+    """A rule's left side, found.
+
+    Attributes:
+        rule: what is proven.
+        tensors: node of each tensor variable.
+        scope: sizes, groups and attributes by name.
+        roots: the nodes that the left side's outputs are.
+        own: the literals' own nodes.
+        flipped: commutative applications whose operands stand the other way round.
+    """
+
+    rule: Rule
+    tensors: Mapping[str, Node | None]
+    scope: Mapping[str, object]
+    roots: tuple[Node, ...]
+    own: Mapping[Pattern, Node] = field(default_factory=dict)
+    flipped: frozenset[Pattern] = frozenset()
+
+    @functools.cached_property
+    def left(self) -> tuple[Node, ...]:
+        """The left side, built from the bindings: the roots, if this is a match at all."""
+        sides = self.rule.statement.sides
+        return build(sides.left, self.tensors, self.scope, self.dtype, self.own, self.flipped)
+
+    @functools.cached_property
+    def right(self) -> tuple[Node, ...]:
+        """The right side, built from the bindings: what takes the roots' place."""
+        return build(self.rule.statement.sides.right, self.tensors, self.scope, self.dtype)
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of literals."""
+        return self.roots[0].dtype
+
+    def fault(self) -> str | None:
+        """Why this is no match, or None."""
+        try:
+            if self.left != self.roots:
+                return "the left side is not what stands in the graph"
+            if [n.type for n in self.right] != [n.type for n in self.roots]:
+                return "the right side has another type"
+            if self.rule.statement.holds(self.scope) is not True:
+                return "the condition does not hold"
+        except (RecordError, ConjectureError, ArithmeticError) as fault:
+            return fault.args[0] if fault.args else "a side cannot be built"
+        if not self.rule.proof.moves_only:
+            dtypes = {n.dtype for n in self.tensors.values() if n is not None}
+            if dtypes != {self.dtype} or not self.dtype.is_float:
+                return "the rule is proven for real numbers, and for one precision at a time"
+        if len(self.roots) > 1:
+            below = set(topological(n for n in self.tensors.values() if n is not None))
+            if below & set(self.roots):
+                return "an operand depends on a result"
+        return "nothing changes" if self.right == self.roots else None
+
+    def __str__(self) -> str:
+        return f"{self.rule.name} at {', '.join(r.digest[:8] for r in self.roots)}"
+
+
+def apply_match(graph: Graph, match: Match) -> Graph:
+    """`graph` with the right side of `match` in place of its roots.
+
+    Raises:
+        GraphError: it is no match, or not one in this graph.
+    """
+    return apply_matches(graph, (match,))
+
+
+def apply_matches(graph: Graph, group: Sequence[Match]) -> Graph:
+    """`graph` with all of a group's roots replaced at once, inside each other's operands too.
+
+    Raises:
+        GraphError: one of them is no match.
+    """
+    mapping: dict[Node, Node] = {}
+    present = set(graph.nodes)
+    for m in group:
+        fault = m.fault()
+        if fault is None and not set(m.roots) <= present:
+            fault = "its roots are not in the graph"
+        if fault is not None:
+            raise GraphError(f"cannot apply {m}", got=fault, where=m.rule.statement.text)
+        mapping.update((a, b) for a, b in zip(m.roots, m.right, strict=True) if a is not b)
+    return _replaced(graph, mapping)
+
+
+def _replaced(graph: Graph, mapping: Mapping[Node, Node]) -> Graph:
+    """Every root replaced, also where another root's replacement reads it."""
+    new: dict[Node, Node] = {}
+    order = _order(graph, mapping)
+    for node in order:
+        if node in mapping:
+            new[node] = new[mapping[node]]
+        else:
+            new[node] = rebuilt(node, [None if a is None else new[a] for a in node.args])
+    where = dict(graph.where)
+    for node in order:
+        line = graph.where.get(node)
+        if line is not None:
+            stack = [new[node]]
+            while stack:
+                n = stack.pop()
+                if n not in where and not n.is_leaf:
+                    where[n] = line
+                    stack += n.operands
+    return Graph(
+        graph.inputs,
+        tuple(new[o] for o in graph.outputs),
+        tuple((a, new[b]) for a, b in graph.updates),
+        graph.constants,
+        where,
+    )
+
+
+def _order(graph: Graph, mapping: Mapping[Node, Node]) -> list[Node]:
+    """Everything that is needed, operands first, where a root needs its replacement alone."""
+    done: dict[Node, None] = {}
+    active: set[Node] = set()
+    stack = [(n, False) for n in reversed((*graph.inputs, *graph.results))]
+    while stack:
+        node, ready = stack.pop()
+        if node in done:
+            continue
+        if ready:
+            active.discard(node)
+            done[node] = None
+            continue
+        if node in active:
+            raise GraphError("replacements depend on each other in a circle", where=node)
+        active.add(node)
+        stack.append((node, True))
+        needs = (mapping[node],) if node in mapping else node.operands
+        stack.extend((n, False) for n in reversed(needs) if n not in done)
+    return list(done)
+
+
+# -- finding -------------------------------------------------------------------------------------
+def matches(
+    graph: Graph, conjecture: Conjecture, prover: Prover, *, widest: int = 64
+) -> Iterator[Match]:
+    """Every match of a conjecture whose statement, at the form found, is proven."""
+    if conjecture.is_family:
+        yield from _families(graph, conjecture, prover, widest)
+        return
+    widths = [0]
+    if conjecture.wide_op:
+        widths = sorted({len(n.args) for n in graph.nodes if n.op == conjecture.wide_op})
+    for width in widths:
+        yield from _single(graph, conjecture, prover, width)
+
+
+def _single(graph: Graph, conjecture: Conjecture, prover: Prover, width: int) -> Iterator[Match]:
+    sides = conjecture.sides(width)
+    first, *others = sides.left
+    for node in graph.nodes:
+        for found in _match(first, node, _Found(sides)):
+            for whole in _rest(others, graph, found):
+                match = _finish(conjecture, whole, prover, width)
+                if match is not None:
+                    yield match
+                    break
+
+
+def _rest(others: Sequence[Pattern], graph: Graph, found: _Found) -> Iterator[_Found]:
+    if not others:
+        yield found
+        return
+    for node in graph.nodes:
+        if node not in found.roots:
+            for more in _match(others[0], node, replace(found, roots=(*found.roots, node))):
+                yield from _rest(others[1:], graph, more)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Bindings so far; extended by copying."""
+
+    sides: Sides
+    scope: Mapping[str, object] = field(default_factory=dict)
+    tensors: Mapping[str, Node | None] = field(default_factory=dict)
+    pending: tuple[tuple[ast.expr, object], ...] = ()
+    ones: tuple[str, ...] = ()
+    own: Mapping[Pattern, Node] = field(default_factory=dict)
+    flipped: frozenset[Pattern] = frozenset()
+    roots: tuple[Node, ...] = ()
+
+    def bind(self, e: ast.expr, value: object) -> _Found | None:
+        """With formula `e` having `value`; put off while more than one name is unknown."""
+        try:
+            more = formula.solve(e, value, self.scope)
+        except Unbound:
+            return replace(self, pending=(*self.pending, (e, value)))
+        if more is None:
+            return None
+        return replace(self, scope={**self.scope, **more}) if more else self
+
+    def settle(self) -> _Found | None:
+        """With everything that was put off solved, as far as that goes."""
+        found: _Found | None = self
+        while found is not None and found.pending:
+            work, before = found.pending, len(found.pending)
+            found = replace(found, pending=())
+            for e, value in work:
+                found = found.bind(e, value) if found is not None else None
+            if found is not None and len(found.pending) == before:
+                return None
+        return found
+
+
+def _match(p: Pattern, node: Node, found: _Found) -> Iterator[_Found]:
+    """All ways in which `node` is what `p` says."""
+    if not found.roots:
+        found = replace(found, roots=(node,))
+    match p:
+        case Var():
+            bound = _match_variable(p, node, found)
+            if bound is not None:
+                yield bound
+        case Literal(value):
+            if node.op == "full" and _same_number(node, value):
+                yield replace(found, own={**found.own, p: node})
+        case Apply(op, args, attrs) if node.op == op and len(args) == len(node.args):
+            known: _Found | None = found
+            for name, e in attrs:
+                known = _match_attribute(e, node.attr(name), known) if known is not None else None
+            if known is None:
+                return
+            yield from _match_operands(args, node.args, known)
+            if commutes(op) and len(args) == 2:
+                flipped = replace(known, flipped=known.flipped | {p})
+                yield from _match_operands(args, node.args[::-1], flipped)
+
+
+def _match_operands(
+    patterns: Sequence[Pattern | None], nodes: Sequence[Node | None], found: _Found
+) -> Iterator[_Found]:
+    if not patterns:
+        yield found
+        return
+    p, node = patterns[0], nodes[0]
+    if node is None:
+        if isinstance(p, Var) and p.optional and p.name not in found.tensors:
+            found = replace(found, tensors={**found.tensors, p.name: None})
+        elif p is not None:
+            return
+        yield from _match_operands(patterns[1:], nodes[1:], found)
+    elif p is not None:
+        for more in _match(p, node, found):
+            yield from _match_operands(patterns[1:], nodes[1:], more)
+
+
+def _match_variable(p: Var, node: Node, found: _Found) -> _Found | None:
+    name = p.name
+    if name not in found.sides.variables:  # a number
+        value = node.attr("value") if node.op == "full" else None
+        return found.bind(ast.Name(name), value) if isinstance(value, (int, float)) else None
+    if name in found.tensors:
+        return found if found.tensors[name] is node else None
+    known = replace(found, tensors={**found.tensors, name: node})
+    shape = found.sides.variables[name].shape
+    assert shape is not None
+    return _match_shape(name, shape, node.shape, known)
+
+
+def _match_shape(
+    name: str, dims: Sequence[ast.expr], shape: Sequence[Size], found: _Found
+) -> _Found | None:
+    stars = [g for d in dims if (g := star(d))]
+    open_ = [g for g in stars if g not in found.scope]
+    if len(open_) > 1:
+        return None
+    counts = {g: len(v) for g in stars if isinstance(v := found.scope.get(g), tuple)}
+    rest = len(shape) - (len(dims) - len(stars)) - sum(counts.values())
+    at, known = 0, found
+    for k, d in enumerate(dims):
+        group = star(d)
+        if group:
+            count = counts.get(group, rest)
+            here = tuple(shape[at : at + count])
+            if count < 0 or len(here) != count:
+                return None
+            if known.scope.get(group, here) != here:
+                return None
+            known = replace(known, scope={**known.scope, group: here})
+            at += count
+            continue
+        if at >= len(shape):
+            return None
+        e = d
+        if isinstance(d, ast.UnaryOp):
+            e = d.operand
+            if shape[at] == 1:
+                known = replace(known, ones=(*known.ones, one_key(name, k)))
+                at += 1
+                continue
+        more = known.bind(e, shape[at])
+        if more is None:
+            return None
+        known, at = more, at + 1
+    return known if at == len(shape) else None
+
+
+def _match_attribute(e: ast.expr, value: object, found: _Found) -> _Found | None:
+    if isinstance(e, ast.Tuple) and isinstance(value, tuple):
+        known: _Found | None = found
+        stars = [x for x in e.elts if isinstance(x, ast.Starred)]
+        if len(stars) == 1 and len(value) >= len(e.elts) - 1:
+            k = e.elts.index(stars[0])
+            after = len(e.elts) - k - 1
+            middle = value[k : len(value) - after]
+            flat = [*zip(e.elts[:k], value[:k], strict=True), (stars[0].value, middle)]
+            flat += zip(e.elts[k + 1 :], value[len(value) - after :], strict=True)
+        elif not stars and len(value) == len(e.elts):
+            flat = list(zip(e.elts, value, strict=True))
+        else:
+            return None
+        for x, v in flat:
+            known = _match_attribute(x, v, known) if known is not None else None
+        return known
+    return found.bind(e, value)
+
+
+def _same_number(node: Node, value: float) -> bool:
+    """Whether a literal is `value` at its own precision."""
+    import struct
+
+    found = node.attr("value")
+    if not isinstance(found, (int, float)):
+        return False
+    if found == value or not node.dtype.is_float or node.dtype is DType.f64:
+        return float(found) == value
+    return struct.pack("f", found) == struct.pack("f", value)
+
+
+@functools.cache
+def commutes(op: str) -> bool:
+    """Whether an operator's operands may change places, by its record."""
+    from whet.ir.expr import Call, Load
+    from whet.ir.functions import FUNCTIONS
+    from whet.ir.ops import TABLE, instance
+
+    record = TABLE[op].record
+    if record is None or len(record.operands) != 2 or record.patterns:
+        return False
+    let = instance(op, ((2,), (2,)), ()).lets[-1]
+    match let.body:
+        case Call(fn, (Load(), Load())):
+            known = FUNCTIONS.get(fn)
+            return fn in ("+", "*", "==") or (known is not None and "commutative" in known.laws)
+    return False
+
+
+def _finish(conjecture: Conjecture, found: _Found, prover: Prover, width: int = 0) -> Match | None:
+    """The match that complete bindings make, if its statement is proven."""
+    settled = found.settle()
+    if settled is None:
+        return None
+    sides = settled.sides
+    names = (*sides.sizes, *sides.scalars, *sides.groups, *sides.structural)
+    if any(n not in settled.scope for n in names):
+        return None
+    if not all(_is_positive(settled.scope[n]) for n in (*sides.sizes, *sides.groups)):
+        return None
+    form = Form(
+        width,
+        tuple((g, len(settled.scope[g])) for g in sides.groups),  # type: ignore[arg-type]
+        tuple((n, settled.scope[n]) for n in sides.structural),
+        tuple(n for n in sides.variables if settled.tensors.get(n, n) is None),
+        settled.ones,
+    )
+    scope = dict(settled.scope)
+    if conjecture.width_name:
+        scope[conjecture.width_name] = width
+    statement = Statement(conjecture, form)
+    try:
+        if statement.holds(scope) is not True:
+            return None
+    except ConjectureError:
+        return None
+    verdict = prover.prove(statement)
+    if not isinstance(verdict, Rule):
+        return None
+    match = Match(verdict, settled.tensors, scope, settled.roots, settled.own, settled.flipped)
+    return match if match.fault() is None else None
+
+
+def _is_positive(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_positive, value))
+    return not isinstance(value, int) or value >= 1
+
+
+# -- families ------------------------------------------------------------------------------------
+def _families(graph: Graph, conjecture: Conjecture, prover: Prover, widest: int) -> Iterator[Match]:
+    """Members are found one by one, gathered by the names they share, and matched as a whole."""
+    sides = conjecture.sides(2)
+    gathered: dict[tuple[object, ...], list[Node]] = {}
+    for node in graph.nodes:
+        for found in _match(sides.left[0], node, _Found(sides)):
+            settled = found.settle()
+            if settled is not None:
+                key = tuple(
+                    (n, v) for n, v in sorted((*settled.scope.items(), *settled.tensors.items()),
+                                              key=lambda item: item[0])
+                    if "." not in n
+                )  # fmt: skip
+                gathered.setdefault((*key, settled.ones), []).append(node)
+                break
+    for members in gathered.values():
+        for roots in _independent(members):
+            for start in range(0, len(roots), widest):
+                part = roots[start : start + widest]
+                if len(part) > 1:
+                    match = _family(conjecture, part, prover)
+                    if match is not None:
+                        yield match
+
+
+def _family(conjecture: Conjecture, roots: Sequence[Node], prover: Prover) -> Match | None:
+    sides = conjecture.sides(len(roots))
+    found: _Found | None = _Found(sides, roots=tuple(roots))
+    for p, node in zip(sides.left, roots, strict=True):
+        found = next(_match(p, node, found), None) if found is not None else None
+    return _finish(conjecture, found, prover, len(roots)) if found is not None else None
+
+
+def _independent(members: Iterable[Node]) -> list[list[Node]]:
+    """Members sorted into lists in which none depends on another, first come first."""
+    groups: list[list[Node]] = []
+    below: dict[Node, set[Node]] = {}
+    nodes = list(dict.fromkeys(members))
+    for node in nodes:
+        below[node] = set(topological((node,))) - {node}
+        for group in groups:
+            if not any(m in below[node] or node in below[m] for m in group):
+                group.append(node)
+                break
+        else:
+            groups.append([node])
+    return groups
