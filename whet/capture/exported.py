@@ -25,6 +25,7 @@ from whet.errors import CaptureError
 # Calls that write to running statistics without saying so in their schema: the places of the
 # statistics and of the flag that decides it.
 _SILENT_WRITES = {"aten.batch_norm.default": (3, 5), "aten.instance_norm.default": (3, 5)}
+_PROGRAM = "exported_program"
 _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+(?:\n\s+(?P<code>[^\n]+))?'
 )
@@ -130,6 +131,21 @@ def example_inputs(
     return None if found is None else (tuple(found[0]), dict(found[1]))
 
 
+def module_of(program: ExportedProgram) -> nn.Module:
+    """The program as a module for inference, which remembers where it comes from."""
+    module: nn.Module = program.module()
+    for part in module.modules():
+        part.training = False
+    vars(module)[_PROGRAM] = program
+    return module
+
+
+def program_of(module: nn.Module) -> ExportedProgram | None:
+    """The program that a module of `module_of` was made from."""
+    found = vars(module).get(_PROGRAM)
+    return found if isinstance(found, ExportedProgram) else None
+
+
 def symbolic(program: ExportedProgram) -> bool:
     """Whether sizes are left open, which an import for given inputs closes."""
     return bool(program.range_constraints)
@@ -158,7 +174,7 @@ def whole_attention() -> Iterator[None]:
 def user_line(node: fx.Node) -> str:
     """The innermost line outside torch that led to a call, as "file:line: code"; else ""."""
     for found in reversed(list(_FRAME.finditer(node.meta.get("stack_trace") or ""))):
-        if not found["file"].startswith(_TORCH):
+        if not found["file"].startswith((_TORCH, "<")):
             code = found["code"] or linecache.getline(found["file"], int(found["line"]))
             return f"{found['file']}:{found['line']}: {code.strip()}"
     return ""

@@ -46,25 +46,24 @@ def capture(
     Raises:
         CaptureError: it does not trace, or its shapes depend on data; the user's line is shown.
     """
-    module: nn.Module
-    if isinstance(model, ExportedProgram):
-        if args is None:
-            own = exported.example_inputs(model)
-            if own is None:
-                raise CaptureError(
-                    "the exported program carries no example inputs", hint="give some"
-                )
-            args, kwargs = own
-        module = model.module()
-        static = not exported.symbolic(model)
-        program = model if static else exported.export(module, tuple(args), kwargs)
-    else:
-        if args is None:
-            raise CaptureError("a module is captured with example inputs", got="none")
-        module = model
+    module = exported.module_of(model) if isinstance(model, ExportedProgram) else model
+    program = exported.program_of(module)
+    if args is None:
+        own = exported.example_inputs(program) if program is not None else None
+        if own is None:
+            raise CaptureError("a model is captured with example inputs", got="none")
+        args, kwargs = own
+    if program is None or exported.symbolic(program):
         program = exported.export(module, tuple(args), kwargs)
     program = exported.functional(program, lambda target: handler_of(target) is not None)
-    return _Importer(program, module).captured()
+    captured = _Importer(program, module).captured()
+    leaves = captured.signature.flatten(tuple(args), kwargs)
+    misfit = "another structure" if leaves is None else captured.signature.misfit(leaves)
+    if misfit is not None:
+        raise CaptureError(
+            "the exported program is for other inputs", expected=captured.signature, got=misfit
+        )
+    return captured
 
 
 class _Importer:
