@@ -106,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
     """Offers the nearest verbs for one that it does not know."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"error: {message}\n  try:      whet --help\n")
+        self.exit(2, f"error: {message.removeprefix('argument verb: ')}\n  try:      whet --help\n")
 
 
 def _top() -> argparse.ArgumentParser:

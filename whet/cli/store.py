@@ -16,24 +16,28 @@ from typing import Any
 
 from whet.cli.console import Console, check_writable
 from whet.cli.options import amount
+from whet.errors import WhetError
 from whet.report import table
 from whet.store import CAP, Store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and with which file."""
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    verbs.add_parser("stats", help="rows and bytes by kind")
-    for name, help in (("export", "write every row"), ("import", "read rows into this store")):
-        verbs.add_parser(name, help=help).add_argument("file", type=Path, metavar="FILE")
-    prune = verbs.add_parser("prune", help="drop the least recently used rows")
-    prune.add_argument(
-        "--cap", type=amount, default=CAP, metavar="SIZE", help="bytes to keep, such as 512M"
+    parser.add_argument("what", choices=ACTS, help="what to do")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="of export and import")
+    parser.add_argument(
+        "--cap", type=amount, default=CAP, metavar="SIZE", help="bytes that prune keeps: 512M, 4G"
     )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Does it, on the user's own store."""
+    """Does it, on the user's own store.
+
+    Raises:
+        WhetError: `export` or `import` without a file, or with one that cannot be used.
+    """
+    if args.what in ("export", "import") and args.file is None:
+        raise WhetError(f"whet store {args.what} needs a file", expected=f"{args.what} FILE")
     with Store.open() as store:
         console.finish(ACTS[args.what](store, args, console))
     return 0

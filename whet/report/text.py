@@ -10,6 +10,7 @@ whole(report)     all of it
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -60,8 +61,21 @@ def rewrites(report: Report) -> str:
         first.setdefault(rewrite.rule, rewrite)
     rows = [["rule", "times", "proof", "first at"]]
     for rule, count in times.most_common():
-        rows.append([rule, str(count), first[rule].proof, first[rule].where])
+        rows.append([rule, str(count), proof(first[rule].proof), first[rule].where])
     return table.aligned(rows, left=(0, 2, 3))
+
+
+def proof(line: str) -> str:
+    """A proof for reading: what it covers, and what the rule does to rounding.
+
+    >>> proof('{"coverage": "all-shapes", "floating": "reassociating", "queries": 3}')
+    'all-shapes, reassociating'
+    """
+    try:
+        data = json.loads(line)
+        return f"{data['coverage']}, {data['floating']}"
+    except (ValueError, TypeError, KeyError):
+        return line
 
 
 def coverage(report: Report) -> str:
@@ -87,6 +101,14 @@ def opaques(report: Report) -> str:
         lines += [f"{opaque.target}: {opaque.reason}", f"  {opaque.where or 'no line is known'}"]
     lines += [f"no longer checked at run time: {check}" for check in report.dropped]
     return "\n".join(lines)
+
+
+def listing(report: Report) -> str:
+    """What a capture alone tells: coverage, then opaque calls or that there are none."""
+    rest = opaques(report)
+    return "\n\n".join(
+        filter(None, [summary(report), coverage(report), rest or "every call has a record"])
+    )
 
 
 def spent(report: Report) -> str:

@@ -1,0 +1,141 @@
+"""`whet optimize MODEL`: search for a faster program, show what came of it, save it.
+
+    --out FOLDER      where the program goes; out/NAME unless given
+    --dry-run         captures only: library calls, what stays opaque and why, with the user's lines
+
+The report lies with the program: report.json for programs, report.html for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whet.cli.console import Console, check_writable, write
+from whet.cli.options import add_model, add_search, short
+from whet.errors import UnsupportedError
+from whet.report import page, table, text
+from whet.run.record import Opaque, Report
+
+if TYPE_CHECKING:
+    from whet.capture.source import Source
+    from whet.run.module import Optimized
+
+INTERRUPTED = "Interrupted"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, how to search, where the program goes."""
+    add_model(parser)
+    add_search(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where the program goes (default: out/NAME)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only list what is covered and what stays opaque"
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Optimizes and saves, or lists.
+
+    Returns:
+        0; 130 after Ctrl-C, when the best that was found until then is saved all the same.
+
+    Raises:
+        WhetError: the model cannot be brought in, or the program cannot be written.
+    """
+    out: Path = args.out or Path("out", short(args.model))
+    if not args.dry_run:
+        check_writable(out)
+    source = loaded(args, console)
+    if args.dry_run:
+        report = listed(source, args.strict)
+        console.print(text.listing(report))
+        console.finish(report.to_json())
+        return 0
+    optimized = searched(source, args, console)
+    report = optimized.report
+    lines = [text.summary(report), "", text.stages(report)]
+    if report.rewrites:
+        lines += ["", text.rewrites(report)]
+    if report.opaques:
+        calls = table.counted(len(report.opaques), "library call")
+        lines += ["", f"{calls} without a record, carried through; --dry-run lists them"]
+    console.print("\n".join(lines))
+    places = kept(optimized, out)
+    console.print("\n" + places)
+    console.finish(report.to_json() | {"out": str(out)})
+    if report.stop == INTERRUPTED:
+        console.say("interrupted: this is the best that was found until then")
+        return 130
+    return 0
+
+
+def loaded(args: argparse.Namespace, console: Console) -> Source:
+    """The model that `args` name, with torch told how many threads to use."""
+    console.progress("loading torch")
+    from whet.capture.source import load
+    from whet.run.trial import use_threads
+
+    use_threads(args.threads)
+    console.progress(f"loading {args.model}")
+    return load(args.model, scale="small" if getattr(args, "small", False) else "full")
+
+
+def searched(source: Source, args: argparse.Namespace, console: Console) -> Optimized:
+    """The walk, with its lines as progress."""
+    from whet.optimize import optimize
+
+    console.progress(f"{source.name}: capturing")
+    optimized = optimize(
+        source.module,
+        source.args,
+        source.kwargs,
+        budget_s=args.budget,
+        strict=args.strict,
+        progress=lambda line: console.progress(f"{source.name}: {line}"),
+    )
+    optimized.report.model = source.name
+    return optimized
+
+
+def kept(optimized: Optimized, out: Path) -> str:
+    """Saves the program with its report; where both lie, as text."""
+    from whet.run.save import save
+
+    report: Report = optimized.report
+    report.plan = str(out / "plan.txt")
+    save(optimized, out)
+    write(out / "report.html", page.html(report))
+    return table.aligned(
+        [
+            ["program", f"{out}", f"whet run {out}, or whet.load({str(out)!r}) in Python"],
+            ["plan", report.plan, f"whet verify {out} checks its rewrites again"],
+            ["report", f"{out / 'report.html'}", "report.json beside it has the same as data"],
+        ],
+        left=(0, 1, 2),
+    )
+
+
+def listed(source: Source, strict: bool) -> Report:
+    """What a capture finds, without a search.
+
+    Raises:
+        UnsupportedError: with `strict`, a library call has no record.
+    """
+    from whet.capture.torch import capture
+
+    captured = capture(source.module, source.args, source.kwargs)
+    opaques = [Opaque(f.target, f.where, f.reason) for f in captured.foreign]
+    report = Report(source.name, coverage=dict(captured.coverage), opaques=opaques)
+    report.dropped = list(captured.dropped)
+    if strict and opaques:
+        raise UnsupportedError(
+            f"{source.name} has library calls without a record",
+            expected="operators of the table only (--strict)",
+            got=text.opaques(report),
+            hint="write a record (docs/adding-an-operator.md), or leave --strict off",
+        )
+    return report
