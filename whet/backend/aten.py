@@ -19,7 +19,7 @@ from torch import Tensor
 
 from whet.backend.library import run_opaque
 from whet.ir.graph import Node
-from whet.ir.interp import run_instance
+from whet.ir.interp import NATIVE, run_instance
 from whet.ir.types import DType
 
 Attrs = Mapping[str, Any]
@@ -204,4 +204,5 @@ def call(node: Node, operands: Sequence[Tensor | None]) -> Any:
     row = CALLS.get(node.op)
     if row is not None:
         return row(dict(node.attrs), *operands)
-    return run_instance(node.instance, operands, out=node.attr("out"))
+    out = node.attr("out")
+    return run_instance(node.instance, operands, NATIVE, None if out is None else str(out))

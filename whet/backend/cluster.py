@@ -1,4 +1,4 @@
-"""Clusters of library kernels: an expensive operator with the cheap ones that a library fuses to it.
+"""Clusters of library kernels: an expensive operator, and the cheap ones that libraries fuse to it.
 
     cluster := anchor [epilogue …]        the last node is the root, the only value seen outside
 
@@ -35,9 +35,16 @@ BINARY = frozenset({"add", "mul"})
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """An anchor and what follows it, in order; `nodes[-1]` is the root."""
+    """An anchor and what follows it, in order; `nodes[-1]` is the root.
+
+    Attributes:
+        nodes: in order.
+        fixed: positions of the operands that depend on no input: a kernel may transform these
+            ahead of time.
+    """
 
     nodes: tuple[Node, ...]
+    fixed: frozenset[int] = frozenset()
 
     @property
     def anchor(self) -> Node:
@@ -65,18 +72,15 @@ class Cluster:
         rest = [a for a in node.args if a is not before]
         return rest[0] if rest else None
 
-    def key(self, derived: frozenset[Node]) -> str:
-        """What measured times are remembered by: operators, attributes and types, not names.
-
-        Args:
-            derived: nodes that depend on no input; a kernel may transform these ahead of time.
-        """
+    @property
+    def key(self) -> str:
+        """What measured times are remembered by: operators, attributes and types, not names."""
         parts = []
         for node in self.nodes:
             attrs = ",".join(f"{k}={attr_text(v)}" for k, v in node.attrs)
             parts.append(f"{node.op}({attrs})")
-        for a in self.operands:
-            parts.append("-" if a is None else f"{a.type!r}{'*' if a in derived else ''}")
+        for k, a in enumerate(self.operands):
+            parts.append("-" if a is None else f"{a.type!r}{'*' if k in self.fixed else ''}")
         return hashlib.blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
 
     def __repr__(self) -> str:
@@ -96,7 +100,9 @@ def clusters(graph: Graph, body: frozenset[Node]) -> Mapping[Node, Cluster]:
         if node.op != "attention":
             while (step := _absorbed(graph, chain, results, taken)) is not None:
                 chain.append(step)
-        cluster = Cluster(tuple(chain))
+        operands = Cluster(tuple(chain)).operands
+        fixed = frozenset(k for k, a in enumerate(operands) if a is not None and a not in body)
+        cluster = Cluster(tuple(chain), fixed)
         taken.update(chain)
         found[cluster.root] = cluster
     return found

@@ -50,6 +50,7 @@ class Lowered:
         results: slots of the graph's results, in order.
         kernels: how many body steps run through each kernel; "record" counts operators that torch
             has no call for.
+        chosen: kernel by cluster key; with the graph, all it takes to lower it again.
     """
 
     graph: Graph
@@ -59,6 +60,7 @@ class Lowered:
     body: tuple[Step, ...]
     results: tuple[Slot, ...]
     kernels: Mapping[str, int]
+    chosen: Mapping[str, str]
     inputs: tuple[Slot, ...] = field(default=())
 
     def derive(self, values: Mapping[str, Tensor]) -> list[Tensor]:
@@ -131,8 +133,8 @@ class _Lowering:
         choose: Callable[[Cluster, list[Kernel]], Kernel],
     ) -> None:
         self.graph, self.in_body, self.choose = graph, body, choose
-        self.derived_nodes = frozenset(n for n in graph.nodes if n not in body)
         self.slots: dict[Node, Slot] = {}
+        self.ahead: dict[Node, Slot] = {}  # literals of the body that the prologue reads as well
         self.leaves: dict[Slot, Node] = {}
         self.prologue: list[Step] = []
         self.body: list[Step] = []
@@ -143,10 +145,8 @@ class _Lowering:
             self.slots[n] = f"x{k}"
         inputs = tuple(self.slots.values())
         partition = clusters(self.graph, self.in_body)
-        chosen = {
-            root: (c, self.choose(c, kernels(c, self.derived_nodes)))
-            for root, c in partition.items()
-        }
+        chosen = {root: (c, self.choose(c, kernels(c))) for root, c in partition.items()}
+        names = {c.key: kernel.name for c, kernel in chosen.values()}
         inside = {n for c, _ in chosen.values() for n in c.nodes[:-1]}
         for k, node in enumerate(self.graph.nodes):
             if node in self.slots or node in inside:
@@ -165,20 +165,23 @@ class _Lowering:
         derived = tuple(s for s in dict.fromkeys(read) if s in made)
         return Lowered(
             self.graph, self.leaves, derived, tuple(self.prologue), tuple(self.body),
-            results, self.counts, inputs,
+            results, self.counts, names, inputs,
         )  # fmt: skip
 
     def _plain(self, node: Node) -> None:
         kernel = "aten" if aten.has_call(node) else "record"
-        step = Step(
-            self.slots[node], _bound(node),
-            tuple(None if a is None else self.slots[a] for a in node.args), node, kernel,
-        )  # fmt: skip
+        call = _bound(node)
+        if node not in self.in_body or not node.args:
+            slots = self.slots | self.ahead
+            target = self.slots[node]
+            if node in self.in_body:
+                target = self.ahead[node] = f"{target}_p"
+            operands = tuple(None if a is None else slots[a] for a in node.args)
+            self.prologue.append(Step(target, call, operands, node, kernel))
         if node in self.in_body:
+            operands = tuple(None if a is None else self.slots[a] for a in node.args)
             self.counts[kernel] = self.counts.get(kernel, 0) + 1
-            self.body.append(step)
-        else:
-            self.prologue.append(step)
+            self.body.append(Step(self.slots[node], call, operands, node, kernel))
 
     def _cluster(self, cluster: Cluster, kernel: Kernel) -> None:
         root = cluster.root

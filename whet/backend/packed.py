@@ -2,7 +2,7 @@
 
     kernel := name, pack: weights -> packed weights, call: operands with packed weights -> value
 
-`kernels(cluster, derived)` lists what can run a cluster, plain ATen first; which one does is
+`kernels(cluster)` lists what can run a cluster, plain ATen first; which one does is
 decided by measured time. Weights are transformed once, outside the program's body, and again when a
 parameter changes.
 """
@@ -49,15 +49,10 @@ class Kernel:
     covers: int
 
 
-def kernels(cluster: Cluster, derived: frozenset[Node]) -> list[Kernel]:
-    """Every kernel that can run `cluster`, plain ATen first.
-
-    Args:
-        derived: nodes that depend on no input.
-    """
+def kernels(cluster: Cluster) -> list[Kernel]:
+    """Every kernel that can run `cluster`, plain ATen first."""
     found = [Kernel("aten", (), _aten_call(cluster.anchor), 1)]
-    weight = cluster.anchor.args[1] if len(cluster.anchor.args) > 1 else None
-    if weight is None or weight not in derived or not cluster.anchor.dtype.is_float:
+    if 1 not in cluster.fixed or not cluster.anchor.dtype.is_float:
         return found
     make = {
         "linear": _linears, "matmul": _matmuls, "conv1d": _convs, "conv2d": _convs, "conv3d": _convs,

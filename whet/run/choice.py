@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from whet.backend.cluster import Cluster
+from whet.backend.inductor import compile_region
 from whet.backend.lowered import example
 from whet.backend.packed import Kernel, finish
+from whet.errors import WhetError
 from whet.ir.graph import Node
+from whet.ir.types import product
 from whet.machine import Machine
 from whet.run.measure import choose, interleaved
 from whet.store import Store
@@ -34,6 +37,8 @@ class Chooser:
     Attributes:
         store: where choices are kept.
         machine: whose choices they are.
+        region: whether the body is compiled as a region: what a compiler makes of a call then
+            competes with the libraries.
         libraries: False takes plain ATen everywhere (the ablation "library choice off").
         measured: clusters timed here; hits: choices taken from the store.
         failures: reason to count, of kernels that did not run.
@@ -42,6 +47,7 @@ class Chooser:
     store: Store
     machine: Machine
     libraries: bool = True
+    region: bool = False
     measured: int = 0
     hits: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -49,17 +55,25 @@ class Chooser:
 
     def __call__(self, cluster: Cluster, kernels: list[Kernel]) -> Kernel:
         """The kernel to run `cluster` with, of those given (plain ATen first)."""
-        if len(kernels) == 1 or not self.libraries:
-            return kernels[0]
         by_name = {k.name: k for k in kernels}
-        weights = {p.operand for k in kernels for p in k.packs}
-        derived = frozenset(a for i in weights if (a := cluster.operands[i]) is not None)
-        key = cluster.key(derived)
+        if len(by_name) == 1 or not self.libraries:
+            return kernels[0]
+        key = self.key(cluster)
         name = self.chosen.get(key)
         if name is None:
             name = self._recall(key, by_name) or self._measure(key, cluster, by_name)
             self.chosen[key] = name
         return by_name.get(name, kernels[0])
+
+    def key(self, cluster: Cluster) -> str:
+        """What this chooser's decision on a cluster is filed under."""
+        return ("region-" if self._compiled(cluster) else "") + cluster.key
+
+    def _compiled(self, cluster: Cluster) -> bool:
+        """A product with one row is a sum that a compiler streams better than any library does."""
+        x = cluster.anchor.args[0]
+        assert x is not None
+        return self.region and cluster.anchor.op != "attention" and product(x.shape[:-1]) == 1
 
     def _place(self, key: str) -> str:
         version = torch.__version__
@@ -80,14 +94,15 @@ class Chooser:
             if a is not None and a not in seen:
                 seen[a] = example(a, generator)
         operands = [None if a is None else seen[a] for a in cluster.operands]
-        calls: dict[str, Callable[[], Tensor]] = {}
+        compiled = self._compiled(cluster)
+        calls: dict[str, Callable[[], object]] = {}
         failed: dict[str, str] = {}
         with torch.no_grad():
             for name, kernel in kernels.items():
                 try:
-                    call = prepared(cluster, kernel, operands)
+                    call = (compiled_call if compiled else prepared)(cluster, kernel, operands)
                     call()
-                except (RuntimeError, NotImplementedError) as fault:
+                except (RuntimeError, NotImplementedError, WhetError) as fault:
                     failed[name] = str(fault).splitlines()[0]
                     self.failures[f"{name}: {failed[name]}"] += 1
                 else:
@@ -107,10 +122,37 @@ class Chooser:
         return name
 
 
+def compiled_call(
+    cluster: Cluster, kernel: Kernel, operands: list[Tensor | None]
+) -> Callable[[], object]:
+    """The same as `prepared`, compiled as a region."""
+    args, whole = _whole(cluster, kernel, operands)
+    present = [k for k, a in enumerate(args) if a is not None]
+    count = len(args)
+
+    def body(*tensors: Tensor) -> tuple[Tensor]:
+        full: list[Tensor | None] = [None] * count
+        for k, t in zip(present, tensors, strict=True):
+            full[k] = t
+        return (whole(*full),)
+
+    tensors = [a for a in args if a is not None]
+    run = compile_region(body, tensors).runner().bind(tensors)
+    return lambda: run(())
+
+
 def prepared(
     cluster: Cluster, kernel: Kernel, operands: list[Tensor | None]
-) -> Callable[[], Tensor]:
+) -> Callable[[], object]:
     """A call of the whole cluster through `kernel`, weights transformed beforehand."""
+    args, whole = _whole(cluster, kernel, operands)
+    return lambda: whole(*args)
+
+
+def _whole(
+    cluster: Cluster, kernel: Kernel, operands: list[Tensor | None]
+) -> tuple[list[Tensor | None], Callable[..., Tensor]]:
+    """Transformed operands, and a function of them that computes the whole cluster."""
     args = list(operands)
     for pack in kernel.packs:
         weight = operands[pack.operand]
@@ -121,5 +163,5 @@ def prepared(
         else:
             args[pack.operand] = packed
     if kernel.covers == len(cluster.nodes):
-        return lambda: kernel.call(*args)
-    return lambda: finish(cluster, kernel, kernel.call(*args), args)
+        return args, kernel.call
+    return args, lambda *xs: finish(cluster, kernel, kernel.call(*xs), xs)

@@ -11,14 +11,30 @@ import os
 import threading
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from whet.backend.artifact import Region
 from whet.errors import InputError
+from whet.ir.graph import Graph
+from whet.plan import Plan
+from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.signature import Signature
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found, for saving: graphs before and after, the plan, the compiled body."""
+
+    source: Graph
+    graph: Graph
+    plan: Plan
+    region: Region | None
+    parameters: Parameters
 
 
 class Optimized(nn.Module):
@@ -33,8 +49,16 @@ class Optimized(nn.Module):
         strict: raise `InputError` for calls that the program is not for.
     """
 
+    original: nn.Module
+    program: Program | None
+    signature: Signature
+    updates: tuple[str, ...]
     report: Any
+    strict: bool
     fallbacks: Counter[str]
+    calls: int
+    _lock: threading.Lock
+    found: Found
 
     def __init__(
         self,

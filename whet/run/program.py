@@ -1,7 +1,6 @@
 """A program: one call from flat inputs to flat results.
 
     program := lowered graph, parameters, engine
-    engine  := "steps": library calls one after another | "inductor": the body compiled as a region
 
 Derived values (folded, packed weights) are computed when the program is made and again when a
 parameter changed. A call allocates what it returns: results never alias a later call's, nor the
@@ -11,15 +10,15 @@ parameters, and concurrent calls share nothing but the derived values, which no 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from whet.backend.aten import VIEWS
 from whet.backend.lowered import Lowered
+from whet.run.engine import Bind, Bound, steps
 from whet.run.parameters import Parameters
-
-Body = Callable[..., Sequence[Tensor]]
 
 
 class Program:
@@ -28,33 +27,33 @@ class Program:
     Args:
         lowered: prologue and body.
         parameters: where parameter and constant values come from.
-        body: the compiled body; the plain straight-line one by default. Takes inputs, then derived
-            values, as positional arguments.
-        engine: what `body` is, for reports.
+        bind: the engine; library calls one after another by default.
+        engine: what it is called in reports.
     """
 
     def __init__(
         self,
         lowered: Lowered,
         parameters: Parameters,
-        body: Body | None = None,
+        bind: Bind | None = None,
         engine: str = "steps",
     ) -> None:
         self.lowered = lowered
         self.parameters = parameters
         self.engine = engine
-        self.body: Body = body or lowered.function()
-        self.repacks = 0
+        self.repacks = -1
+        self._bind = bind or steps(lowered)
+        self._escaping = _escaping(lowered) if engine == "steps" else ()
         self._lock = threading.Lock()
-        self._derived: list[Tensor] = []
-        self._escaping = _escaping(lowered)
+        self._bound: Bound
         self.refresh()
 
     def refresh(self) -> None:
         """Compute everything that is derived from parameters anew."""
         with self._lock, torch.no_grad():
             self.parameters.mark()
-            self._derived = self.lowered.derive(self.parameters.tensors())
+            self._bound = self._bind(self.lowered.derive(self.parameters.tensors()))
+            self.repacks += 1
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run once.
@@ -66,33 +65,28 @@ class Program:
             The graph's results: outputs, then updated values.
         """
         if self.parameters.changed():
-            self.repacks += 1
             self.refresh()
         with torch.no_grad():
-            results = list(self.body(*inputs, *self._derived))
-        for k in self._escaping:
-            results[k] = results[k].clone()
+            results = self._bound([x if x.is_contiguous() else x.contiguous() for x in inputs])
+            for k in self._escaping:
+                results[k] = results[k].clone()
         return results
 
 
 def _escaping(lowered: Lowered) -> tuple[int, ...]:
-    """Results that would hand out a derived value, or the same tensor twice.
+    """Results that would hand out a derived value, or the same memory twice.
 
-    A result that is a view of a derived value counts as well: steps that may alias their operand
-    are followed back to where the memory comes from.
+    Steps that may alias their operand are followed back to where the memory comes from.
     """
-    from whet.backend.aten import VIEWS
-
-    source = {s: s for s in (*lowered.inputs, *lowered.derived)}
+    source: dict[str, str] = {s: s for s in (*lowered.inputs, *lowered.derived)}
     for step in lowered.body:
         first = step.operands[0] if step.operands else None
         aliases = step.node.op in VIEWS and first is not None
-        source[step.target] = source[first] if aliases else step.target  # type: ignore[index]
-    derived = frozenset(lowered.derived)
-    seen: set[str] = set()
+        source[step.target] = source[first] if aliases and first else step.target
+    seen = {source[s] for s in lowered.derived}
     found = []
     for k, slot in enumerate(lowered.results):
-        if source[slot] in derived or (source[slot] in seen and slot in lowered.results[:k]):
+        if source[slot] in seen:
             found.append(k)
         seen.add(source[slot])
     return tuple(found)

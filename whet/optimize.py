@@ -1,0 +1,288 @@
+"""The walk: a model goes in, a proven, measured, faster program comes out.
+
+    capture   the model becomes a Graph                                   whet.capture
+    rewrite   proven rules, searched with measured cost                   whet.rewrite, whet.search
+    kernels   the library kernel of each cluster, by measured time        whet.run.choice
+    engines   library calls from Python, or one compiled region           whet.run.engine
+    measure   everything against the original, in turns; errors against float64
+    program   the fastest that is right, or the original                  whet.run.module
+
+This is the only place where the searches are wired together. A reader who opens only this file
+knows the system.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whet.backend.library import run_opaque
+from whet.backend.lowered import Lowered, lower
+from whet.capture.captured import Captured
+from whet.capture.torch import capture
+from whet.errors import UnsupportedError, WhetError
+from whet.ir.graph import Graph
+from whet.ir.interp import evaluate
+from whet.machine import Machine
+from whet.plan import Plan
+from whet.run.choice import Chooser
+from whet.run.engine import region
+from whet.run.measure import Timing, choose, interleaved
+from whet.run.module import Found, Optimized
+from whet.run.oracle import Oracle
+from whet.run.parameters import Parameters
+from whet.run.program import Program
+from whet.run.record import Opaque, Report, Stage
+from whet.run.rewriting import Rewritten, simplified
+from whet.store import Store
+
+SWITCHES = frozenset({"rewrites", "libraries", "regions"})
+"""What can be switched off, to see what each is worth."""
+
+
+def optimize(
+    model: nn.Module,
+    inputs: Sequence[Any] | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    budget_s: float = 60.0,
+    strict: bool = False,
+    store: Store | None = None,
+    disable: Collection[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Optimized:
+    """Find a faster program for a module, for inputs like these.
+
+    Args:
+        model: any module that torch.export traces; it is not changed.
+        inputs: example positional arguments; a lone tensor stands for one argument. Their shapes,
+            element types and fixed values are what the program is for.
+        kwargs: example keyword arguments.
+        budget_s: seconds to spend; what was found by then is measured and used.
+        strict: raise instead of falling back: on library calls without a record now, and on calls
+            that the program is not for later.
+        store: where measured choices and finished programs are kept; the user's own by default.
+        disable: any of "rewrites", "libraries", "regions".
+        progress: called with a line now and then.
+
+    Returns:
+        A module with the same signature and state, and a `report`. It runs the original where
+        nothing was measured faster. Interrupted by Ctrl-C it returns the best so far.
+
+    Raises:
+        CaptureError: the model cannot be brought in.
+        UnsupportedError: with `strict`, a library call has no record.
+    """
+    unknown = set(disable) - SWITCHES
+    if unknown:
+        raise WhetError(
+            "unknown switch", expected=", ".join(sorted(SWITCHES)), got=", ".join(sorted(unknown))
+        )
+    args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    walk = _Walk(
+        model, args, dict(kwargs or {}), budget_s, strict, store or Store.open(), frozenset(disable),
+        progress or (lambda line: None),
+    )  # fmt: skip
+    with torch.no_grad():
+        return walk.run()
+
+
+@dataclass
+class _Candidate:
+    """A program that might take the original's place."""
+
+    name: str
+    program: Program
+    rewritten: Rewritten
+    region: Any = None
+    error: float = 0.0
+
+
+@dataclass
+class _Walk:
+    """The state of one optimization; each method is one room of the house."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    budget_s: float
+    strict: bool
+    store: Store
+    disable: frozenset[str]
+    progress: Callable[[str], None]
+    report: Report = field(default_factory=Report)
+    began: float = field(default_factory=time.monotonic)
+
+    def run(self) -> Optimized:
+        with self._phase("capture"):
+            captured = self._capture()
+        machine = Machine.detect()
+        libraries = "libraries" not in self.disable
+        chooser = Chooser(self.store, machine, libraries, region="regions" not in self.disable)
+        with self._phase("oracle"):
+            oracle = self._oracle(captured)
+        best = self._searched(captured, chooser, oracle)
+        self.report.hits, self.report.misses = chooser.hits, chooser.measured
+        self.report.failures = dict(chooser.failures)
+        self.report.notes = dict(self.store.notes)
+        optimized = Optimized(
+            self.model, best.program if best else None, captured.signature,
+            updates=tuple(a.name for a, _ in captured.graph.updates),
+            report=self.report, strict=self.strict,
+        )  # fmt: skip
+        graph = best.rewritten.graph if best else captured.graph
+        optimized.__dict__["found"] = Found(
+            captured.graph, graph, self._plan(captured, best),
+            best.region if best else None, self._parameters(graph, captured),
+        )  # fmt: skip
+        self.report.fallbacks = optimized.fallbacks
+        return optimized
+
+    def _capture(self) -> Captured:
+        captured = capture(self.model, self.args, self.kwargs)
+        self.report.model = type(self.model).__name__
+        self.report.threads = torch.get_num_threads()
+        self.report.coverage = dict(captured.coverage)
+        self.report.opaques = [Opaque(f.target, f.where, f.reason) for f in captured.foreign]
+        self.report.dropped = list(captured.dropped)
+        if self.strict and captured.foreign:
+            raise UnsupportedError(
+                "library calls without a record, met where they are forbidden",
+                expected="operators of the table only (strict)",
+                got="\n".join(map(str, captured.foreign)),
+                hint="write a record (docs/adding-an-operator.md), or leave strict off",
+            )
+        return captured
+
+    def _oracle(self, captured: Captured) -> Oracle:
+        def exact() -> Sequence[Tensor]:
+            feeds = captured.feeds(self.args, self.kwargs)
+            return evaluate(captured.graph, feeds, library=run_opaque)
+
+        return Oracle(self.model, self.args, self.kwargs, exact)
+
+    def _searched(self, captured: Captured, chooser: Chooser, oracle: Oracle) -> _Candidate | None:
+        """Rewrite, lower, compile, measure; the best, or None for the original."""
+        candidates: list[_Candidate] = []
+        try:
+            with self._phase("rewrite"):
+                graph = self._rewrite(captured, chooser)
+            with self._phase("kernels"):
+                candidates.append(self._steps("kernels", graph, captured, chooser))
+            if "regions" not in self.disable:
+                with self._phase("compile"):
+                    candidates += self._regions(graph, captured, chooser)
+        except KeyboardInterrupt:
+            self.report.stop = "Interrupted"
+        with self._phase("measure"):
+            return self._measure(captured, candidates, oracle)
+
+    def _rewrite(self, captured: Captured, chooser: Chooser) -> Rewritten:
+        if "rewrites" in self.disable:
+            return Rewritten(captured.graph)
+        self.progress("searching rewrites")
+        found = simplified(captured.graph, self.store, self.budget_s * 0.4)
+        self.report.rewrites = list(found.rows)
+        self.report.stop = found.stop
+        return found
+
+    def _timer(
+        self, captured: Captured, chooser: Chooser
+    ) -> Callable[[Sequence[Graph]], list[Timing]]:
+        """Measured times of graphs, as library calls one after another, in turns."""
+        inputs = self._inputs(captured)
+
+        def timed(graphs: Sequence[Graph]) -> list[Timing]:
+            programs = [self._program(g, captured, chooser) for g in graphs]
+            calls = {str(k): (lambda p=p: p(inputs)) for k, p in enumerate(programs)}
+            return list(interleaved(calls, budget_s=1.0, min_rounds=5, warmup=1).values())
+
+        return timed
+
+    def _program(self, graph: Graph, captured: Captured, chooser: Chooser) -> Program:
+        return Program(lower(graph, chooser), self._parameters(graph, captured))
+
+    def _parameters(self, graph: Graph, captured: Captured) -> Parameters:
+        constants = {k: v for k, v in graph.constants.items() if isinstance(v, Tensor)}
+        return Parameters(constants, self.model, [n.name for n in graph.parameters])
+
+    def _steps(
+        self, name: str, graph: Rewritten, captured: Captured, chooser: Chooser
+    ) -> _Candidate:
+        self.progress("choosing kernels")
+        return _Candidate(name, self._program(graph.graph, captured, chooser), graph)
+
+    def _regions(
+        self, graph: Rewritten, captured: Captured, chooser: Chooser
+    ) -> Iterator[_Candidate]:
+        self.progress("compiling the body")
+        lowered = lower(graph.graph, chooser, literals="inline")
+        parameters = self._parameters(graph.graph, captured)
+        derived = lowered.derive(parameters.tensors())
+        try:
+            built = region(lowered, self._inputs(captured), derived)
+        except UnsupportedError as fault:
+            chooser.failures[f"inductor: {fault.got or fault.summary}"] += 1
+            return
+        program = Program(lowered, parameters, built.runner().bind, "inductor")
+        yield _Candidate("inductor", program, graph, built)
+
+    def _measure(
+        self, captured: Captured, candidates: Sequence[_Candidate], oracle: Oracle
+    ) -> _Candidate | None:
+        """The fastest candidate that is right and surely faster than the original."""
+        inputs = self._inputs(captured)
+        right: dict[str, _Candidate] = {}
+        for c in candidates:
+            c.error, good = oracle.judge(c.program(inputs)[: len(oracle.expected)])
+            if good:
+                right[c.name] = c
+            else:
+                note = f"rejected: error {c.error:.2e}, allowed {oracle.allowed:.2e}"
+                self.report.stages.append(Stage(c.name, float("nan"), error=c.error, note=note))
+        self.progress("measuring")
+        calls: dict[str, Callable[[], object]] = {
+            "original": lambda: self.model(*self.args, **self.kwargs)
+        }
+        for name, c in right.items():
+            calls[name] = lambda p=c.program: p(inputs)  # type: ignore[misc]
+        timings = interleaved(calls, budget_s=6.0, min_rounds=9)
+        original = timings["original"]
+        stages = [Stage("original", original.median_s, original.spread, oracle.error)]
+        for name, c in right.items():
+            t = timings[name]
+            stages.append(Stage(name, t.median_s, t.spread, c.error, c.program.engine))
+        self.report.stages = stages + self.report.stages
+        chosen = choose(timings, "original")
+        self.report.engine = right[chosen].program.engine if chosen in right else "original"
+        return right.get(chosen)
+
+    def _plan(self, captured: Captured, best: _Candidate | None) -> Plan:
+        graph = best.rewritten.graph if best else captured.graph
+        return Plan(
+            captured.graph.digest, graph.digest, best.program.engine if best else "original",
+            torch.get_num_threads(), best.program.lowered.chosen if best else {},
+            best.rewritten.certificate if best else (),
+        )  # fmt: skip
+
+    def _inputs(self, captured: Captured) -> list[Tensor]:
+        leaves = captured.signature.flatten(self.args, self.kwargs)
+        assert leaves is not None
+        return captured.signature.inputs(leaves)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.report.phases[name] = self.report.phases.get(name, 0.0) + time.monotonic() - start
+
+
+__all__ = ["Lowered", "optimize"]
