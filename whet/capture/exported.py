@@ -215,6 +215,13 @@ def untraceable(fault: Exception) -> CaptureError:
             hint="compute both sides and choose with torch.where, or keep that part out of the"
             " model that is captured",
         )
+    if unknown := re.search(r"Found <class '([^']+)'> in output, which is not a known type", text):
+        return CaptureError(
+            f"the model returns a {unknown[1]}, which is no tensor, tuple, list or dict",
+            where=fault_line(fault),
+            hint="return plain tensors (transformers models: pass use_cache=False), or register"
+            " the type with torch.utils._pytree.register_pytree_node",
+        )
     return CaptureError(
         "the model does not trace",
         got=first_line(fault),

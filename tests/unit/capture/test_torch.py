@@ -337,6 +337,17 @@ class Raises(nn.Module):
         return x @ x  # the line
 
 
+class Answer:
+    """A result of a type of its own."""
+
+
+class Returns(nn.Module):
+    """A result that is no tree of tensors."""
+
+    def forward(self, x: Tensor) -> Answer:
+        return Answer()
+
+
 class Loop(nn.Module):
     """A loop that torch keeps as one."""
 
@@ -370,6 +381,12 @@ def test_what_does_not_trace_shows_the_line(module: nn.Module, message: str) -> 
         capture(module, (X,))
     assert Path(__file__).name in str(caught.value.where)
     assert "# the line" in str(caught.value.where)
+
+
+def test_results_of_unknown_types_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"returns a .*Answer, which is no tensor") as caught:
+        capture(Returns(), (X,))
+    assert "use_cache=False" in str(caught.value.hint)
 
 
 def test_element_types_without_a_name_are_refused() -> None:
