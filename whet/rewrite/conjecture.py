@@ -23,7 +23,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from whet.ir.graph import Node, apply, full, leaf
@@ -159,7 +159,9 @@ class Sides:
         """Names whose values are fixed by the form: of axes, and of what a formula divides by."""
         found: list[str] = []
         for p in walk((*self.left, *self.right)):
-            for name, e in p.attrs if isinstance(p, Apply) else ():
+            if not isinstance(p, Apply):
+                continue
+            for name, e in p.attrs:
                 if isinstance(e, ast.Name) and is_structural(p.op, name):
                     found.append(e.id)
                 found += (n for d in ast.walk(e) if _divides(d) for n in sorted(formula.names(d)))
@@ -282,6 +284,22 @@ class Statement:
             scope[self.conjecture.width_name] = self.form.width
         return {**scope, **dict(self.form.values)}
 
+    @property
+    def coverage(self) -> str:
+        """What a proof of this statement covers."""
+        names = {*self.sides.sizes, *self.sides.groups}
+        fixed = [f"{n} = {v!r}" for n, v in self.form.values if n in names]
+        if fixed:
+            return f"bounded({', '.join(fixed)})"
+        return f"all-shapes ({self.form})" if str(self.form) else "all-shapes"
+
+    def fixed(self, scope: Scope) -> Statement:
+        """This statement at the very sizes and numbers of `scope`."""
+        sides = self.sides
+        names = (*sides.structural, *sides.groups, *sides.sizes, *sides.scalars)
+        values = tuple((n, scope[n]) for n in dict.fromkeys(names))
+        return Statement(self.conjecture, replace(self.form, values=values))
+
     def leaves(self, scope: Scope, dtype: DType = DType.f32) -> dict[str, Node | None]:
         """An input for every tensor variable, of the shape that it has in `scope`."""
         found: dict[str, Node | None] = {}
@@ -344,7 +362,10 @@ def build(
                     nodes = [make(a) for a in args]
                     if p in flipped:
                         nodes.reverse()
-                    values = {name: formula.evaluate(e, scope) for name, e in attrs}
+                    values = {
+                        name: along(op, name, formula.evaluate(e, scope), (*nodes, None)[0])
+                        for name, e in attrs
+                    }
                     done[p] = apply(op, *nodes, **values)
         return done[p]
 
@@ -376,12 +397,16 @@ def one_key(tensor: str, dim: int) -> str:
     return f"{tensor}[{dim}]"
 
 
+def _is_group(pattern: ast.expr) -> bool:
+    return isinstance(pattern, ast.Tuple) and isinstance(pattern.elts[0], ast.Starred)
+
+
 @functools.cache
 def is_structural(op: str, attr: str) -> bool:
-    """Whether an attribute says where an axis is, so that nothing is known before it is."""
+    """Whether an attribute says where axes are or how many: nothing is known before it is."""
     record = TABLE[op].record
-    if record is None:
-        return attr != "size"
+    if record is None or _is_group(record.patterns[attr]):
+        return True
     trees: list[ast.AST] = [pattern for _, pattern, _ in record.operands]
     trees += [target for target, _ in record.statements]
     pinned = {ast.unparse(x.right) for t in trees for x in ast.walk(t)
@@ -389,12 +414,22 @@ def is_structural(op: str, attr: str) -> bool:
     return ast.unparse(record.patterns[attr]) in pinned
 
 
+def along(op: str, attr: str, value: object, operand: Node | None) -> object:
+    """An attribute's value with axes counted from the front, as graphs have them."""
+    if operand is None or not is_structural(op, attr):
+        return value
+    rank = len(operand.shape) + (op == "stack")
+    if isinstance(value, tuple):
+        return tuple(v % rank if isinstance(v, int) and v < 0 else v for v in value)
+    return value % rank if isinstance(value, int) and value < 0 else value
+
+
 @functools.cache
 def tuple_length(op: str, attr: str) -> int:
     """How many numbers an attribute consists of, 0 if it is a single one or of any length."""
     record = TABLE[op].record
     pattern = record.patterns.get(attr) if record is not None else None
-    if isinstance(pattern, ast.Tuple) and not isinstance(pattern.elts[0], ast.Starred):
+    if isinstance(pattern, ast.Tuple) and not _is_group(pattern):
         return len(pattern.elts)
     return 0
 

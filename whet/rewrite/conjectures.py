@@ -71,14 +71,16 @@ no permute: permute(x[*B], dims=p) == x if p == tuple(range(len(p)))
 reshape of reshape: reshape(reshape(x[*B], size=s), size=t) == reshape(x, size=t)
 no reshape: reshape(x[*B], size=(*B,)) == x
 split heads, merge heads: reshape(permute(permute(reshape(x[B, L, H*D], size=(B, L, H, D)), dims=(0, 2, 1, 3)), dims=(0, 2, 1, 3)), size=(B, L, H*D)) == x
-concat of slices: concat(slice(x[*B], a, s, t, 1), slice(x, a, t, u, 1), axis=a) == slice(x, a, s, u, 1)
+concat of slices: concat(slice(x[*B], a, s, t, 1), slice(x, a, t, u, 1), axis=a) == slice(x, a, s, u, 1) if s <= t and t <= u
 no slice: slice(x[M, *B], 0, 0, M, 1) == x
 slice of first: slice(concat(x[M, *B], y[N, *B], axis=0), 0, 0, M, 1) == x
 slice of second: slice(concat(x[M, *B], y[N, *B], axis=0), 0, M, M + N, 1) == y
+slice of first channels: slice(concat(x[A, M, *B], y[A, N, *B], axis=1), 1, 0, M, 1) == x
+slice of second channels: slice(concat(x[A, M, *B], y[A, N, *B], axis=1), 1, M, M + N, 1) == y
 slice of slice: slice(slice(x[*B], a, s, t, 1), a, u, v, 1) == slice(x, a, s + u, s + v, 1)
 stack of selects: stack(*(select(x[M, *B], 0, i) {_ALL}), axis=0) == x
 select of stack: select(stack(x[*B], y[*B], axis=0), 0, 1) == y
-concat of concat: concat(concat(x[*B], y[*C], axis=a), z[*D], axis=a) == concat(x, y, z, axis=a)
+concat of concat: concat(concat(x[A, L, *B], y[A, M, *B], axis=1), z[A, N, *B], axis=1) == concat(x, y, z, axis=1)
 no expand: expand(x[*B], size=(*B,)) == x
 
 -- library operators from their pieces
@@ -89,7 +91,6 @@ attention unscaled: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0
 attention with mask: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))) * s + m[+B, +H, +L, +M], -1) @ v[B, H, M, E] == attention(q, k, v, m, s, False, 1)
 attention by division with mask: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))) / s + m[+B, +H, +L, +M], -1) @ v[B, H, M, E] == attention(q, k, v, m, 1 / s, False, 1)
 gelu from pieces: x[*B] * 0.5 * (1 + erf(x * 0.7071067811865476)) == gelu(x)
-gelu by division: x[*B] * 0.5 * (1 + erf(x / 1.4142135623730951)) == gelu(x)
 silu from pieces: x[*B] * sigmoid(x) == silu(x)
 relu from maximum: maximum(x[*B], 0) == relu(x)
 layer norm from pieces: (d := x[*B, K] - reshape(mean(x, (-1,)), size=(*B, 1))) * rsqrt(reshape(mean(d * d, (-1,)), size=(*B, 1)) + e) * g[K] + b[K] == layer_norm(x, g, b, size=(K,), eps=e)

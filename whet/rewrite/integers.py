@@ -4,8 +4,10 @@ A fact is a size that is known to be at least 0. Sizes are polynomials over axes
 question is linear after each product of symbols (`h*stride`) and each quotient is taken for an
 unknown of its own, about which a few lemmas are added:
 
-    v in h >= 0, rest >= 0             ==>  h * rest >= 0         for a product v * rest in question
-    q = top // bottom, bottom >= 1     ==>  0 <= top - q * bottom < bottom
+    v in h >= 0, rest >= 0            ==>  h * rest >= 0          for a product v * rest in question
+    q = top // bottom, bottom >= 1    ==>  0 <= top - q * bottom < bottom
+    q as before, top >= 0             ==>  q >= 0
+    q as before, top < (n+1)*bottom   ==>  q <= n                 for a bound q <= n in question
 
 So every "yes" is true for all whole numbers; a "no" may only mean that the lemmas did not reach.
 This is the only file that knows Z3. Effort is bounded by Z3's own resource count, never by a clock,
@@ -96,13 +98,38 @@ class Integers:
         solver.set("rlimit", _EFFORT)
         unknowns: dict[Monomial, Any] = {}
         facts = [*self.assumed, *known, negation(fact)]
-        facts += [*self._products(facts), *_quotients(facts)]
+        lemmas = list(self._quotients(facts, fact))
+        facts += [after for before, after in lemmas if before is None]
+        facts += self._products([*facts, *(f for lemma in lemmas for f in lemma if f is not None)])
         for f in facts:
             solver.add(_linear(f, unknowns) >= 0)
+        for before, after in lemmas:
+            if before is not None:
+                premise = _linear(before, unknowns) >= 0
+                solver.add(z3.Implies(premise, _linear(after, unknowns) >= 0))
         for monomial, unknown in unknowns.items():
             if all(a in self.positive for a in monomial):
                 solver.add(unknown >= 1)
         return bool(solver.check() == z3.unsat)
+
+    def _quotients(self, facts: list[Size], goal: Size) -> Iterator[tuple[Size | None, Size]]:
+        """(premise, conclusion) about each floor division by a positive number that occurs."""
+        atoms = {
+            a for f in facts for m, _ in Poly.of(f).terms for a in m if isinstance(a, Quotient)
+        }
+        for q in sorted(atoms, key=repr):
+            if not (isinstance(q.bottom, int) or self._plainly_positive(q.bottom - 1)):
+                continue
+            if isinstance(q.bottom, int) and q.bottom < 1:
+                continue
+            value = Poly({(q,): 1})
+            rest = q.top - value * q.bottom
+            yield None, rest
+            yield None, q.bottom - 1 - rest
+            yield q.top, value
+            if dict(Poly.of(goal).terms).get((q,)) == -1:
+                most = goal + value
+                yield (most + 1) * q.bottom - 1 - q.top, most - value
 
     def _products(self, facts: list[Size]) -> Iterator[Size]:
         """Each fact about a factor of a product, multiplied by the rest of the product."""
@@ -124,16 +151,6 @@ class Integers:
                     lemmas.append((Poly({(atom,): 1}) - 1) * scale)
                 yield from (x for x in lemmas if x not in seen)
                 seen.update(lemmas)
-
-
-def _quotients(facts: list[Size]) -> Iterator[Size]:
-    """What defines each floor division that occurs, where its divisor is a positive number."""
-    atoms = {a for f in facts for m, _ in Poly.of(f).terms for a in m if isinstance(a, Quotient)}
-    for q in sorted(atoms, key=repr):
-        if isinstance(q.bottom, int) and q.bottom > 0:
-            rest = q.top - Poly({(q,): q.bottom})
-            yield rest
-            yield q.bottom - 1 - rest
 
 
 def _linear(size: Size, unknowns: dict[Monomial, Any]) -> Any:

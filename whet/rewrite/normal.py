@@ -29,6 +29,7 @@ from whet.rewrite.spelling import spell, spell_factor, spell_term
 from whet.rewrite.terms import Applied, Case, Element, Factor, Fold, Guards, Scalar, Sum, Term
 
 _ROUNDS = 20_000
+_FEW = 4
 
 
 @dataclass
@@ -53,7 +54,10 @@ class Normal:
             if open_ is not None:
                 regions += [region | {open_}, region | {negation(open_)}]
             elif spell(self.simplify(a, region)) != spell(self.simplify(b, region)):
-                return region
+                value = _first_of_few(region)
+                if value is None:
+                    return region
+                regions += [region | {value, -value}, region | {value - 1}]
         return None
 
     # -- terms -----------------------------------------------------------------------------------
@@ -375,6 +379,18 @@ def _gathered(done: list[Term]) -> Sum:
         c = t.coefficient + (old.coefficient if old is not None else 0)
         found[text] = replace(old or t, coefficient=c)
     return tuple(t for t in found.values() if t.coefficient)
+
+
+def _first_of_few(region: Facts) -> Size | None:
+    """axis - its least value, for an axis that has few values left in a region but not one."""
+    for g in sorted(region, key=repr):
+        for name, low in _solutions(g) if isinstance(g, Poly) else ():
+            if isinstance(low, int) and g - Poly.symbol(name) == -low:
+                highs = (_bound_by(h, name, -1) for h in region)
+                if any(isinstance(high, int) and low < high <= low + _FEW for high in highs):
+                    if -g not in region and g - 1 not in region:
+                        return g
+    return None
 
 
 # -- guards --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from whet.errors import GraphError, RecordError
 from whet.ir.graph import Graph, Node, rebuilt, topological
 from whet.ir.types import DType, Size
 from whet.rewrite import formula
+from whet.rewrite.bounds import reads_outside
 from whet.rewrite.conjecture import (
     Apply,
     Conjecture,
@@ -31,13 +32,15 @@ from whet.rewrite.conjecture import (
     Sides,
     Statement,
     Var,
+    along,
     build,
+    is_structural,
     one_key,
     star,
 )
 from whet.rewrite.formula import ConjectureError, Unbound
 from whet.rewrite.prove import Prover
-from whet.rewrite.rule import Rule
+from whet.rewrite.rule import Rule, Unknown
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,28 @@ class Match:
             below = set(topological(n for n in self.tensors.values() if n is not None))
             if below & set(self.roots):
                 return "an operand depends on a result"
-        return "nothing changes" if self.right == self.roots else None
+        if self.right == self.roots:
+            return "nothing changes"
+        if any(map(reads_outside, self.fresh)):
+            return "the right side reads outside its operands"
+        return None
+
+    @functools.cached_property
+    def fresh(self) -> tuple[Node, ...]:
+        """Nodes of the right side down to the bound tensors, those excluded; roots last."""
+        stop = {n for n in self.tensors.values() if n is not None}
+        done: dict[Node, None] = {}
+        stack = [(n, False) for n in reversed(self.right)]
+        while stack:
+            node, ready = stack.pop()
+            if node in stop or node in done:
+                continue
+            if ready:
+                done[node] = None
+                continue
+            stack.append((node, True))
+            stack.extend((a, False) for a in reversed(node.operands))
+        return tuple(done)
 
     def __str__(self) -> str:
         return f"{self.rule.name} at {', '.join(r.digest[:8] for r in self.roots)}"
@@ -266,7 +290,8 @@ def _match(p: Pattern, node: Node, found: _Found) -> Iterator[_Found]:
         case Apply(op, args, attrs) if node.op == op and len(args) == len(node.args):
             known: _Found | None = found
             for name, e in attrs:
-                known = _match_attribute(e, node.attr(name), known) if known is not None else None
+                if known is not None:
+                    known = _match_attribute(_fronted(p, name, e, node), node.attr(name), known)
             if known is None:
                 return
             yield from _match_operands(args, node.args, known)
@@ -344,6 +369,14 @@ def _match_shape(
     return known if at == len(shape) else None
 
 
+def _fronted(p: Apply, name: str, e: ast.expr, node: Node) -> ast.expr:
+    """A written-out axis, counted from the front as graphs have it."""
+    if not is_structural(p.op, name) or formula.names(e) or isinstance(e, ast.Name):
+        return e
+    value = along(p.op, name, formula.evaluate(e, {}), (*node.args, None)[0])
+    return ast.parse(repr(value), mode="eval").body
+
+
 def _match_attribute(e: ast.expr, value: object, found: _Found) -> _Found | None:
     if isinstance(e, ast.Tuple) and isinstance(value, tuple):
         known: _Found | None = found
@@ -386,8 +419,11 @@ def commutes(op: str) -> bool:
     record = TABLE[op].record
     if record is None or len(record.operands) != 2 or record.patterns:
         return False
-    let = instance(op, ((2,), (2,)), ()).lets[-1]
-    match let.body:
+    try:
+        body = instance(op, ((2,), (2,)), ()).lets[-1].body
+    except RecordError:
+        return False
+    match body:
         case Call(fn, (Load(), Load())):
             known = FUNCTIONS.get(fn)
             return fn in ("+", "*", "==") or (known is not None and "commutative" in known.laws)
@@ -422,6 +458,8 @@ def _finish(conjecture: Conjecture, found: _Found, prover: Prover, width: int = 
     except ConjectureError:
         return None
     verdict = prover.prove(statement)
+    if isinstance(verdict, Unknown):  # perhaps at these sizes
+        verdict = prover.prove(statement.fixed(scope))
     if not isinstance(verdict, Rule):
         return None
     match = Match(verdict, settled.tensors, scope, settled.roots, settled.own, settled.flipped)

@@ -128,10 +128,9 @@ class _Attempt:
         sums = self._compare(left, right, integers)
         if isinstance(sums, str):
             return sums
-        form = str(statement.form)
         return Proof(
             statement.text,
-            f"all-shapes ({form})" if form else "all-shapes",
+            statement.coverage,
             tuple(f"{f} >= 0" for f in facts),
             integers.queries,
             trials,

@@ -147,7 +147,7 @@ class _Place:
             case Num(value):
                 return tm.number(value)
             case Index():
-                return self.value(self.position(e, env))
+                return self.value(position(e, env))
             case Load():
                 return self.load(e, env, known)
             case Reduce("sum", axes, body):
@@ -204,10 +204,7 @@ class _Place:
         slots: Slots | None = self.instance.operands.get(e.tensor)
         axes = slots.flat if slots is not None else self.instance.let(e.tensor).axes
         extents = [self.instance.extents[a] for a in axes]
-        positions = [
-            0 if n == 1 and isinstance(i, Index) else self.position(i, env)
-            for i, n in zip(e.index, extents, strict=True)
-        ]
+        positions = [position(i, env) for i in e.index]
         inside: list[Size] = []
         if e.outside is not None:
             for i, p, n in zip(e.index, positions, extents, strict=True):
@@ -239,32 +236,12 @@ class _Place:
             index[dim] = place
         return self.reader.at(source, index, known)
 
-    # -- positions and tests ---------------------------------------------------------------------
-    def position(self, e: Expr, env: Env) -> Size:
-        match e:
-            case Num(value) if not isinstance(value, float):
-                return value
-            case Index(name):
-                return env[name]
-            case Call(fn, (a, b)) if fn in ("+", "-", "*", "//", "%"):
-                x, y = self.position(a, env), self.position(b, env)
-                match fn:
-                    case "+":
-                        return x + y
-                    case "-":
-                        return x - y
-                    case "*":
-                        return x * y
-                    case "//":
-                        return x // y
-                return x - (x // y) * y
-        raise Unreadable(f"{ex.show(e)} is no affine index")
-
+    # -- tests ----------------------------------------------------------------------------------
     def select(self, test: Expr, then: Expr, other: Expr, env: Env, known: Facts) -> Sum:
-        if _about_positions(test):
+        if about_positions(test):
             total: Sum = ()
             for branch, side in ((then, True), (other, False)):
-                for guards in self.cases(test, env, side):
+                for guards in cases(test, env, side):
                     facts = known | guards
                     if self.reader.integers.feasible(facts):
                         total += tm.guarded(self.read(branch, env, facts), guards)
@@ -274,33 +251,10 @@ class _Place:
         a, b = self.read(then, env, known), self.read(other, env, known)
         return tm.times(yes, a) + tm.times(no, b)
 
-    def cases(self, test: Expr, env: Env, side: bool) -> list[frozenset[Size]]:
-        """Disjoint sets of guards that together say that `test` is `side`."""
-        match test:
-            case Num(value):
-                return [frozenset()] if bool(value) == side else []
-            case Call("not", (x,)):
-                return self.cases(x, env, not side)
-            case Call("and" | "or" as fn, (a, b)):
-                both = side == (fn == "and")
-                yes, rest = self.cases(a, env, side), self.cases(b, env, side)
-                if both:
-                    return [p | q for p in yes for q in rest]
-                return yes + [p | q for p in self.cases(a, env, not side) for q in rest]
-            case Call("<" | "<=" | "==" as fn, (a, b)):
-                gap = self.position(b, env) - self.position(a, env)
-                if fn == "==" and side:
-                    return [frozenset({gap, -gap})]
-                if fn == "==":
-                    return [frozenset({gap - 1}), frozenset({-gap - 1})]
-                g = gap - 1 if fn == "<" else gap
-                return [frozenset({g if side else negation(g)})]
-        raise Unreadable(f"{ex.show(test)} is no test of positions")
-
     def truth(self, test: Expr, env: Env, known: Facts) -> Sum:
         """A test of values as a number, 0 or 1."""
-        if _about_positions(test):
-            return tuple(t for g in self.cases(test, env, True) for t in tm.guarded(tm.ONE, g))
+        if about_positions(test):
+            return tuple(t for g in cases(test, env, True) for t in tm.guarded(tm.ONE, g))
         match test:
             case Call("not", (x,)):
                 return tm.ONE + tm.scaled(self.truth(x, env, known), -1)
@@ -318,7 +272,53 @@ class _Place:
         raise Unreadable(f"{ex.show(test)} is no test")
 
 
-def _about_positions(test: Expr) -> bool:
+def position(e: Expr, env: Env) -> Size:
+    """An index expression as a polynomial. Raises `Unreadable` where it is none."""
+    match e:
+        case Num(value) if not isinstance(value, float):
+            return value
+        case Index(name):
+            return env[name]
+        case Call(fn, (a, b)) if fn in ("+", "-", "*", "//", "%"):
+            x, y = position(a, env), position(b, env)
+            match fn:
+                case "+":
+                    return x + y
+                case "-":
+                    return x - y
+                case "*":
+                    return x * y
+                case "//":
+                    return x // y
+            return x - (x // y) * y
+    raise Unreadable(f"{ex.show(e)} is no affine index")
+
+
+def cases(test: Expr, env: Env, side: bool) -> list[frozenset[Size]]:
+    """Disjoint sets of guards that together say that `test` is `side`."""
+    match test:
+        case Num(value):
+            return [frozenset()] if bool(value) == side else []
+        case Call("not", (x,)):
+            return cases(x, env, not side)
+        case Call("and" | "or" as fn, (a, b)):
+            both = side == (fn == "and")
+            yes, rest = cases(a, env, side), cases(b, env, side)
+            if both:
+                return [p | q for p in yes for q in rest]
+            return yes + [p | q for p in cases(a, env, not side) for q in rest]
+        case Call("<" | "<=" | "==" as fn, (a, b)):
+            gap = position(b, env) - position(a, env)
+            if fn == "==" and side:
+                return [frozenset({gap, -gap})]
+            if fn == "==":
+                return [frozenset({gap - 1}), frozenset({-gap - 1})]
+            g = gap - 1 if fn == "<" else gap
+            return [frozenset({g if side else negation(g)})]
+    raise Unreadable(f"{ex.show(test)} is no test of positions")
+
+
+def about_positions(test: Expr) -> bool:
     """Whether a test is about indices and sizes alone."""
     match test:
         case Num() | Index():
@@ -326,5 +326,5 @@ def _about_positions(test: Expr) -> bool:
         case Call(fn, args):
             return (
                 fn in ex.COMPARISON or fn in ex.LOGIC or fn in ("+", "-", "*", "//", "%")
-            ) and all(map(_about_positions, args))
+            ) and all(map(about_positions, args))
     return False

@@ -15,8 +15,9 @@ from typing import Any
 
 from whet.errors import RecordError, UnsupportedError
 from whet.ir.expr import ARITHMETIC, Call, Num, Reduce, Select, walk
-from whet.ir.graph import Graph, Node
+from whet.ir.graph import Graph, Node, topological
 from whet.ir.types import Size
+from whet.rewrite.bounds import reads_outside
 from whet.rewrite.conjecture import Statement, build
 from whet.rewrite.formula import ConjectureError
 from whet.rewrite.rule import Counterexample
@@ -36,7 +37,8 @@ def refute(statement: Statement) -> tuple[Counterexample | None, int]:
             left = build(statement.sides.left, leaves, scope)
         except (RecordError, ConjectureError, ArithmeticError):
             continue  # the left side does not exist at these sizes: nothing is claimed
-        if not all(_is_small(n) for n in (*left, *leaves.values()) if n is not None):
+        below = topological((*left, *(n for n in leaves.values() if n is not None)))
+        if not all(map(_is_small, below)) or any(map(reads_outside, below)):
             continue
         tried += 1
         found = _differ(statement, scope, left, leaves, seed=tried)
@@ -91,6 +93,8 @@ def _differ(
     for k, (a, b) in enumerate(zip(left, right, strict=True)):
         if a.type != b.type:
             return Counterexample(scope, k, None, a.type, b.type, "types")
+        if any(map(reads_outside, topological((b,)))):
+            return Counterexample(scope, k, None, a.type, "the right side reads outside", "bounds")
     inputs = tuple(n for n in leaves.values() if n is not None)
     graph = Graph(inputs, (*left, *right))
     exact = all(_is_polynomial(n) for n in graph.nodes)
