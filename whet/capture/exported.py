@@ -9,8 +9,11 @@ user_line(node)                where in the user's code a call stands
 from __future__ import annotations
 
 import contextlib
+import io
 import linecache
+import logging
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -153,10 +156,21 @@ def symbolic(program: ExportedProgram) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that torch gives about its own code."""
+    """Without torch's warnings about its own code, and its pages on what does not trace.
+
+    Our error says that in a line. What is written to stderr on the way to a success is passed on.
+    """
+    before = logging.root.manager.disable
+    said = io.StringIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(max(before, logging.WARNING))
+        try:
+            with contextlib.redirect_stderr(said):
+                yield
+        finally:
+            logging.disable(before)
+    sys.stderr.write(said.getvalue())
 
 
 @contextlib.contextmanager

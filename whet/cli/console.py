@@ -1,7 +1,7 @@
 """What a verb says and writes: results on stdout, progress on a terminal's stderr, whole files.
 
-Progress is one line that overwrites itself, and is nothing where nobody watches. A file or a folder
-appears under its name when it is complete: it is made beside it under another name and renamed.
+Progress is one line that overwrites itself, and is nothing where nobody watches. A file
+appears under its name when it is complete: it is written beside it and renamed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -87,14 +85,16 @@ def check_writable(file: Path) -> None:
     folder = file.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # asking for permission says yes to root
+    except OSError as fault:
         raise OutputError(
             f"{file} cannot be written",
             expected="a folder that can be written",
-            got="no folder" if not folder.is_dir() else "one that cannot be written",
+            got=fault.strerror,
             where=folder,
             hint="name another place",
-        )
+        ) from fault
 
 
 def write(file: Path, text: str) -> None:
@@ -109,51 +109,6 @@ def write(file: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(file)
     except OSError as fault:
-        raise _unwritable(file, fault) from fault
+        raise OutputError(f"{file} cannot be written", got=fault) from fault
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_at(place: Path, mark: str) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `place` when it is complete.
-
-    Args:
-        place: the folder; an older one is replaced if it holds a file named `mark`, as those of
-            whet do, or nothing.
-        mark: see above.
-
-    Raises:
-        OutputError: `place` holds something else, or cannot be written.
-    """
-    check_writable(place)
-    if _holds_something(place) and not (place / mark).exists():
-        raise OutputError(
-            f"{place} is there already, and no program of whet",
-            expected=f"a new or empty folder, or one with {mark} in it",
-            hint="name another folder with --out",
-        )
-    part = old = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-        part.chmod(0o755)
-        yield part
-        if place.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent)) / "old"
-            place.rename(old)
-        part.rename(place)
-    except OSError as fault:
-        raise _unwritable(place, fault) from fault
-    finally:
-        for rest in (part, old.parent if old else None):
-            if rest is not None and rest.exists():
-                shutil.rmtree(rest, ignore_errors=True)
-
-
-def _holds_something(place: Path) -> bool:
-    return place.exists() and (not place.is_dir() or any(place.iterdir()))
-
-
-def _unwritable(place: Path, fault: OSError) -> OutputError:
-    return OutputError(f"{place} cannot be written", got=fault, hint="name another place")

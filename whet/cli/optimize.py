@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whet.cli.console import Console, check_writable, write
+from whet.cli.console import Console, OutputError, check_writable, write
 from whet.cli.options import add_model, add_search, short
 from whet.errors import UnsupportedError
 from whet.report import page, table, text
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """
     out: Path = args.out or Path("out", short(args.model))
     if not args.dry_run:
-        check_writable(out)
+        check_place(out)
     source = loaded(args, console)
     if args.dry_run:
         report = listed(source, args.strict)
@@ -71,6 +71,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.say("interrupted: this is the best that was found until then")
         return 130
     return 0
+
+
+def check_place(out: Path) -> None:
+    """Find out before the work whether a program can be written there.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds something else than a program.
+    """
+    check_writable(out)
+    other = out.exists() and not (out / "plan.txt").exists()
+    if other and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(
+            f"{out} is there already, and is no program",
+            expected="a new folder, an empty one, or one that holds a program",
+            hint="name another folder with --out",
+        )
 
 
 def loaded(args: argparse.Namespace, console: Console) -> Source:

@@ -50,8 +50,14 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A time of a call in ms, two decimals."""
-    return f"{seconds * 1e3:.2f}" if _known(seconds) else DASH
+    """A time of a call in ms: three digits at least, two decimals from 1 ms on.
+
+    >>> [milliseconds(s) for s in (0.0319, 0.00137, 0.000042, 1.5, None)]
+    ['31.90', '1.37', '0.042', '1500.00', '–']
+    """
+    if not _known(seconds):
+        return DASH
+    return f"{seconds * 1e3:.2f}" if seconds >= 1e-3 else f"{seconds * 1e3:.3g}"
 
 
 def factor(value: float | None) -> str:
