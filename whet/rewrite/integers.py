@@ -46,6 +46,9 @@ class Integers:
         self.assumed: Facts = frozenset(assumed)
         self.queries = 0
         self._answers: dict[tuple[Facts, Size], bool] = {}
+        self._symbols: dict[Size, frozenset[str]] = {}
+        self._linear: dict[Size, Any] = {}
+        self._unknowns: dict[Size, list[tuple[Monomial, Any]]] = {}
 
     def implied(self, known: Facts, fact: Size) -> bool:
         """Whether `fact` holds wherever all of `known` do."""
@@ -62,14 +65,19 @@ class Integers:
                     not isinstance(gap, int) and self._plainly_positive(gap)
                 ):
                     return True
-        key = (known, fact)
-        if key not in self._answers:
-            self._answers[key] = self._ask(known, fact)
-        return self._answers[key]
+        return self._answer(self._related(known, fact), fact)
 
     def feasible(self, known: Facts) -> bool:
         """Whether all of `known` can hold at once (True where that is not settled)."""
-        return not self.implied(known, -1)
+        if any(isinstance(k, int) and k < 0 for k in known):
+            return False
+        left = {k for k in known if not isinstance(k, int)}
+        while left:
+            part = self._related(known, left.pop())
+            left -= part
+            if self._answer(part, -1):
+                return False
+        return not self._answer(frozenset(), -1)
 
     def decided(self, known: Facts, fact: Size) -> bool | None:
         """True or False where `known` settles `fact`, else None."""
@@ -90,24 +98,50 @@ class Integers:
             total += coefficient
         return total >= 0
 
+    def _related(self, known: Facts, fact: Size) -> Facts:
+        """The facts that `fact` has symbols in common with, directly or through others."""
+        reached, left, found = set(self._symbols_of(fact)), list(known), set[Size]()
+        while True:
+            near = [f for f in left if not reached.isdisjoint(self._symbols_of(f))]
+            if not near:
+                return frozenset(found)
+            found.update(near)
+            left = [f for f in left if f not in found]
+            for f in near:
+                reached |= self._symbols_of(f)
+
+    def _symbols_of(self, fact: Size) -> frozenset[str]:
+        if fact not in self._symbols:
+            self._symbols[fact] = fact.symbols() if isinstance(fact, Poly) else frozenset()
+        return self._symbols[fact]
+
+    def _answer(self, known: Facts, fact: Size) -> bool:
+        key = (known, fact)
+        if key not in self._answers:
+            nothing = not (known or self.assumed or isinstance(fact, Poly))
+            self._answers[key] = not nothing and self._ask(known, fact)
+        return self._answers[key]
+
     def _ask(self, known: Facts, fact: Size) -> bool:
         import z3
 
         self.queries += 1
         solver = z3.SimpleSolver()
         solver.set("rlimit", _EFFORT)
-        unknowns: dict[Monomial, Any] = {}
+        used: dict[Monomial, Any] = {}
         facts = [*self.assumed, *known, negation(fact)]
         lemmas = list(self._quotients(facts, fact))
         facts += [after for before, after in lemmas if before is None]
-        facts += self._products([*facts, *(f for lemma in lemmas for f in lemma if f is not None)])
+        premises = [before for before, _ in lemmas if before is not None]
+        facts += self._products(facts, premises)
         for f in facts:
-            solver.add(_linear(f, unknowns) >= 0)
+            solver.add(self._at_least_0(f, used))
         for before, after in lemmas:
             if before is not None:
-                premise = _linear(before, unknowns) >= 0
-                solver.add(z3.Implies(premise, _linear(after, unknowns) >= 0))
-        for monomial, unknown in unknowns.items():
+                solver.add(
+                    z3.Implies(self._at_least_0(before, used), self._at_least_0(after, used))
+                )
+        for monomial, unknown in used.items():
             if all(a in self.positive for a in monomial):
                 solver.add(unknown >= 1)
         return bool(solver.check() == z3.unsat)
@@ -131,15 +165,18 @@ class Integers:
                 most = goal + value
                 yield (most + 1) * q.bottom - 1 - q.top, most - value
 
-    def _products(self, facts: list[Size]) -> Iterator[Size]:
-        """Each fact about a factor of a product, multiplied by the rest of the product."""
+    def _products(self, facts: list[Size], premises: list[Size]) -> Iterator[Size]:
+        """Each fact about a factor of a product, multiplied by the rest of the product.
+
+        A product may occur in a fact or in a premise; only what is a fact is multiplied.
+        """
         at_least_0 = self.positive | {
             str(p.terms[0][0][0])
             for p in map(Poly.of, facts)
             if len(p.terms) == 1 and len(p.terms[0][0]) == 1 and p.terms[0][1] > 0
         }
         seen: set[Size] = set()
-        products = {m for f in facts for m, _ in Poly.of(f).terms if len(m) > 1}
+        products = {m for f in (*facts, *premises) for m, _ in Poly.of(f).terms if len(m) > 1}
         for product in sorted(products, key=repr):
             for k, atom in enumerate(product):
                 rest = product[:k] + product[k + 1 :]
@@ -152,16 +189,15 @@ class Integers:
                 yield from (x for x in lemmas if x not in seen)
                 seen.update(lemmas)
 
+    def _at_least_0(self, size: Size, used: dict[Monomial, Any]) -> Any:
+        """`size >= 0` for Z3; the products that it speaks of are added to `used`."""
+        if size not in self._linear:
+            import z3
 
-def _linear(size: Size, unknowns: dict[Monomial, Any]) -> Any:
-    import z3
-
-    total: Any = z3.IntVal(0)
-    for monomial, coefficient in Poly.of(size).terms:
-        if not monomial:
-            total = total + coefficient
-            continue
-        if monomial not in unknowns:
-            unknowns[monomial] = z3.Int("*".join(map(repr, monomial)))
-        total = total + coefficient * unknowns[monomial]
-    return total
+            rows = Poly.of(size).terms
+            unknowns = [(m, z3.Int("*".join(map(repr, m)))) for m, _ in rows if m]
+            named = dict(unknowns)
+            total = z3.Sum([c * named[m] if m else z3.IntVal(c) for m, c in rows] or [z3.IntVal(0)])
+            self._linear[size], self._unknowns[size] = total >= 0, unknowns
+        used.update(self._unknowns[size])
+        return self._linear[size]
