@@ -1,0 +1,263 @@
+"""ONNX files into plain data; the only file that knows the onnx package.
+
+    bytes --parse--> check --inline functions--> OnnxModel
+
+Operators that the caller does not know are replaced by their definition in the standard where they
+have one (a function over simpler operators); a model's own functions are replaced always.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whet.capture.onnx.model import (
+    ELEMENTS,
+    OnnxGraph,
+    OnnxModel,
+    OnnxNode,
+    OnnxValue,
+    Unreadable,
+    element_name,
+)
+from whet.errors import CaptureError
+
+_CHECKED_BYTES = 1 << 31  # the checker serializes what it checks, and no message is longer
+_BFLOAT16 = 16
+
+
+def read_model(source: str | Path | bytes) -> Any:
+    """The parsed and checked ModelProto of a file or of bytes.
+
+    Raises:
+        CaptureError: the onnx package is missing; there is no such file; it is no ONNX model, is
+            cut off or not valid; data that lies beside it is missing.
+    """
+    onnx = _onnx()
+    where = "bytes" if isinstance(source, bytes) else str(source)
+    model = _parse(onnx, source if isinstance(source, bytes) else _bytes_of(Path(source)), where)
+    if not isinstance(source, bytes):
+        _load_external(onnx, model, Path(source))
+    elif any(_is_external(t) for t in onnx.external_data_helper._get_all_tensors(model)):
+        raise CaptureError(
+            "the model keeps weights in files beside it", where=where,
+            hint="give the path of the model instead of its bytes",
+        )  # fmt: skip
+    if model.ByteSize() < _CHECKED_BYTES:
+        try:
+            onnx.checker.check_model(model)
+        except Exception as fault:  # the checker raises what its parts raise
+            raise CaptureError(
+                "the ONNX model is not valid", got=_short(fault), where=where,
+                hint="export it again, or look at it with onnx.checker.check_model",
+            ) from None  # fmt: skip
+    return model
+
+
+def plain(model: Any, known: Collection[str], source: str) -> OnnxModel:
+    """The model as plain data.
+
+    Args:
+        model: a ModelProto.
+        known: operators to leave whole ("Relu", "com.microsoft.Gelu"); others are replaced by
+            their definition in the standard, where it has one.
+    """
+    model = _inlined(model, known)
+    opsets = {o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version
+              for o in model.opset_import}  # fmt: skip
+    return OnnxModel(_graph(model.graph), opsets, source)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+        import onnx.external_data_helper
+        import onnx.inliner
+    except ImportError:
+        raise CaptureError(
+            "reading ONNX models needs the package onnx", hint="pip install 'whet[onnx]'"
+        ) from None
+    return onnx
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
+        hint = f"in that folder: {', '.join(near[:5])}" if near else "check the path"
+        raise CaptureError("there is no such file", got=path, hint=hint) from None
+    except OSError as fault:
+        raise CaptureError(
+            "the file cannot be read", got=f"{path}: {fault.strerror}", expected="an ONNX file"
+        ) from None
+
+
+def _parse(onnx: Any, data: bytes, where: str) -> Any:
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+        problem = None if len(model.graph.node) + len(model.graph.output) else "it holds no graph"
+    except Exception as fault:  # protobuf's DecodeError, whichever implementation raises it
+        problem = _short(fault)
+    if problem:
+        raise CaptureError(
+            "this is no ONNX model, or only a part of one", expected="a serialized ModelProto",
+            got=f"{len(data)} bytes: {problem}", where=where, hint="export or copy it again",
+        )  # fmt: skip
+    return model
+
+
+def _is_external(tensor: Any) -> bool:
+    return bool(tensor.data_location == 1)
+
+
+def _load_external(onnx: Any, model: Any, path: Path) -> None:
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except Exception as fault:  # missing, cut off, or outside the model's folder
+        raise CaptureError(
+            "weights that the model keeps in another file cannot be read", got=_short(fault),
+            where=path, hint="copy that file beside the model",
+        ) from None  # fmt: skip
+
+
+def _short(fault: Exception) -> str:
+    lines = [line for line in str(fault).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(fault).__name__
+
+
+# -- functions -----------------------------------------------------------------------------------
+def _inlined(model: Any, known: Collection[str]) -> Any:
+    """The model with its own functions, and unknown operators that have a definition, expanded."""
+    onnx = _onnx()
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    while True:
+        unknown = {(n.domain, n.op_type) for n in _nodes(model.graph)}
+        unknown = {k for k in unknown if (f"{k[0]}.{k[1]}" if k[0] else k[1]) not in known}
+        expanded = model
+        for key in sorted(unknown):
+            expanded = _expanded(onnx, expanded, key)
+        if expanded is model:
+            return model
+        model = expanded
+
+
+def _expanded(onnx: Any, model: Any, key: tuple[str, str]) -> Any:
+    if not _defined(onnx, key):
+        return model
+    try:
+        found = onnx.inliner.inline_selected_functions(model, [key], inline_schema_functions=True)
+    except Exception:  # its types cannot be inferred: the operator stays, and is refused by name
+        return model
+    left = sum((n.domain, n.op_type) == key for n in _nodes(found.graph))
+    before = sum((n.domain, n.op_type) == key for n in _nodes(model.graph))
+    return found if left < before else model
+
+
+def _defined(onnx: Any, key: tuple[str, str]) -> bool:
+    domain, op = key
+    return any(
+        s.name == op and s.domain == domain and (s.has_function or s.has_context_dependent_function)
+        for s in onnx.defs.get_all_schemas_with_history()
+    )
+
+
+def _nodes(graph: Any) -> list[Any]:
+    """All nodes, those of nested graphs too."""
+    found: list[Any] = []
+    pending = [graph]
+    while pending:
+        for node in pending.pop().node:
+            found.append(node)
+            for a in node.attribute:
+                pending += [a.g] if a.HasField("g") else list(a.graphs)
+    return found
+
+
+# -- plain data ----------------------------------------------------------------------------------
+def _graph(graph: Any) -> OnnxGraph:
+    initializers = {t.name: _tensor(t) for t in graph.initializer}
+    for sparse in graph.sparse_initializer:
+        initializers[sparse.values.name] = Unreadable("a sparse tensor")
+    return OnnxGraph(
+        graph.name,
+        tuple(map(_value, graph.input)),
+        tuple(map(_value, graph.output)),
+        initializers,
+        tuple(map(_node, graph.node)),
+    )
+
+
+def _value(info: Any) -> OnnxValue:
+    kind = info.type.WhichOneof("value") or "tensor_type"
+    if kind != "tensor_type":
+        return OnnxValue(info.name, kind=kind.removesuffix("_type"))
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return OnnxValue(info.name, tensor.elem_type)
+    shape: list[int | str | None] = []
+    for dim in tensor.shape.dim:
+        which = dim.WhichOneof("value")
+        shape.append(None if which is None else getattr(dim, which) or None)
+        if which == "dim_value":
+            shape[-1] = int(dim.dim_value)
+    return OnnxValue(info.name, tensor.elem_type, tuple(shape))
+
+
+def _node(node: Any) -> OnnxNode:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    attributes = {a.name: _attribute(a) for a in node.attribute}
+    return OnnxNode(
+        node.op_type, domain, node.name, tuple(node.input), tuple(node.output), attributes
+    )
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+# AttributeProto.AttributeType: how its value is read.
+_ATTRIBUTES: dict[int, Callable[[Any], object]] = {
+    1: lambda a: float(a.f),
+    2: lambda a: int(a.i),
+    3: lambda a: _text(a.s),
+    4: lambda a: _tensor(a.t),
+    5: lambda a: _graph(a.g),
+    6: lambda a: tuple(map(float, a.floats)),
+    7: lambda a: tuple(map(int, a.ints)),
+    8: lambda a: tuple(map(_text, a.strings)),
+    9: lambda a: tuple(map(_tensor, a.tensors)),
+    10: lambda a: tuple(map(_graph, a.graphs)),
+}
+
+
+def _attribute(attribute: Any) -> object:
+    read = _ATTRIBUTES.get(attribute.type)
+    if read is None:
+        return Unreadable(f"an attribute of kind {attribute.type}")
+    return read(attribute)
+
+
+def _tensor(tensor: Any) -> Tensor | Unreadable:
+    import onnx.numpy_helper
+
+    name, dtype = ELEMENTS.get(tensor.data_type, ("", None))
+    if dtype is None:
+        return Unreadable(f"a tensor of {name or element_name(tensor.data_type)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        array = onnx.numpy_helper.to_array(tensor)
+    if tensor.data_type == _BFLOAT16:
+        bits = torch.from_numpy(array.view("int16").copy())
+        return bits.view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
