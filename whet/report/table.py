@@ -50,14 +50,15 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A time of a call in ms: three digits at least, two decimals from 1 ms on.
+    """A time of a call in ms: two decimals from 1 ms on, more below.
 
-    >>> [milliseconds(s) for s in (0.0319, 0.00137, 0.000042, 1.5, None)]
-    ['31.90', '1.37', '0.042', '1500.00', '–']
+    >>> [milliseconds(s) for s in (0.0319, 0.00069, 0.000042, 1.5, None)]
+    ['31.90', '0.690', '0.0420', '1500.00', '–']
     """
     if not _known(seconds):
         return DASH
-    return f"{seconds * 1e3:.2f}" if seconds >= 1e-3 else f"{seconds * 1e3:.3g}"
+    ms = seconds * 1e3
+    return f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}" if ms >= 0.1 else f"{ms:.4f}"
 
 
 def factor(value: float | None) -> str:

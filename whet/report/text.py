@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from whet.report import table
 from whet.run.record import Report, Rewrite, Stage
@@ -61,7 +62,7 @@ def rewrites(report: Report) -> str:
         first.setdefault(rewrite.rule, rewrite)
     rows = [["rule", "times", "proof", "first at"]]
     for rule, count in times.most_common():
-        rows.append([rule, str(count), proof(first[rule].proof), first[rule].where])
+        rows.append([rule, str(count), proof(first[rule].proof), place(first[rule].where)])
     return table.aligned(rows, left=(0, 2, 3))
 
 
@@ -76,6 +77,13 @@ def proof(line: str) -> str:
         return f"{data['coverage']}, {data['floating']}"
     except (ValueError, TypeError, KeyError):
         return line
+
+
+def place(where: str) -> str:
+    """A line of the user's, "file:line: code", its file seen from the working directory."""
+    file, colon, rest = where.partition(":")
+    inside = Path(file).is_absolute() and Path(file).is_relative_to(Path.cwd())
+    return f"{Path(file).relative_to(Path.cwd())}{colon}{rest}" if inside else where
 
 
 def coverage(report: Report) -> str:
@@ -98,7 +106,10 @@ def opaques(report: Report) -> str:
     """Calls that no record computes, with the reason and the user's lines; "" where none is."""
     lines: list[str] = []
     for opaque in report.opaques:
-        lines += [f"{opaque.target}: {opaque.reason}", f"  {opaque.where or 'no line is known'}"]
+        lines += [
+            f"{opaque.target}: {opaque.reason}",
+            f"  {place(opaque.where) or 'no line is known'}",
+        ]
     lines += [f"no longer checked at run time: {check}" for check in report.dropped]
     return "\n".join(lines)
 

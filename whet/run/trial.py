@@ -22,9 +22,9 @@ from whet.backend.library import run_opaque
 from whet.errors import InputError
 from whet.ir.interp import evaluate
 from whet.ir.text import parse_graph
-from whet.run.measure import Timing, interleaved
+from whet.run.measure import interleaved
 from whet.run.module import Optimized
-from whet.run.oracle import relative_error
+from whet.run.oracle import Oracle, relative_error
 from whet.run.record import Stage
 from whet.run.save import load
 from whet.run.signature import Signature, TensorArgument
@@ -127,7 +127,6 @@ def peers(
     kwargs: Mapping[str, Any] | None = None,
     *,
     original_s: float,
-    error: Callable[[Any], float],
     budget_s: float = 8.0,
 ) -> list[Stage]:
     """torch.compile on the same inputs, timed in turns with the original and the optimized module.
@@ -138,18 +137,17 @@ def peers(
         original_s: seconds that the original took when the stages were measured. Machines drift,
             so ratios are what is carried over: the peer's time is scaled by that over the
             original's time in these rounds.
-        error: relative error of a return value against float64.
         budget_s: seconds of timing; compiling comes on top.
 
     Returns:
-        One stage named "torch.compile"; with a NaN for seconds and the reason where it fails.
+        One stage named "torch.compile"; with NaN for seconds and the reason where it fails.
     """
     named = dict(kwargs or {})
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own: the user did not ask for it
         compiled = torch.compile(original, dynamic=False)
         try:
-            wrong = error(compiled(*args, **named))
+            error, _ = Oracle(original, args, named).judge(compiled(*args, **named))
         except Exception as fault:  # whatever a compiler raises is its result
             reason = str(fault).strip().splitlines() or [type(fault).__name__]
             return [Stage("torch.compile", float("nan"), note=f"failed: {reason[0][:80]}")]
@@ -158,7 +156,7 @@ def peers(
             "torch.compile": lambda: compiled(*args, **named),
             "whet": lambda: optimized(*args, **named),
         }
-        timings: dict[str, Timing] = interleaved(calls, budget_s=budget_s, min_rounds=9)
+        timings = interleaved(calls, budget_s=budget_s, min_rounds=9)
     found = timings["torch.compile"]
     scale = original_s / timings["original"].median_s
-    return [Stage("torch.compile", found.median_s * scale, found.spread, wrong)]
+    return [Stage("torch.compile", found.median_s * scale, found.spread, error)]
