@@ -107,7 +107,7 @@ def _operations(e: Expr, instance: Instance, points: _Points) -> Size:
     match e:
         case Load():
             return 0
-        case Reduce(_, axes, body):
+        case Reduce(_, axes, body) if any(ex.loads(body)):
             inside = points.within(e)
             return inside.of(free(e) | set(axes)) + _operations(body, instance, inside)
         case Call(fn, _) if fn not in LOGIC and any(ex.loads(e)):
@@ -245,3 +245,20 @@ def graph_cost(graph: Graph) -> Cost:
         for n in nodes:
             moved = moved + n.type.nbytes
     return Cost(work, moved)
+
+
+def graph_floor(graph: Graph) -> Cost:
+    """What no program for the graph can do without: its FLOPs as written, each leaf read once as
+    far as its users reach into it, each result written once."""
+    moved: Size = 0
+    reached: dict[Node, Size] = {}
+    for n in graph.nodes:
+        for a, read in zip(n.operands, traffic(n)[0], strict=True):
+            if a.is_leaf:
+                reached[a] = reached.get(a, 0) + read
+    for leaf, read in reached.items():
+        moved = moved + _smaller(leaf.type.nbytes, read)
+    for n in dict.fromkeys(graph.results):
+        if not n.is_leaf:
+            moved = moved + n.type.nbytes
+    return Cost(graph_cost(graph).flops, moved)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.ir.cases import case, every
 from whet.ir import expr as ex
-from whet.ir.cost import bytes_moved, flops, graph_cost, node_cost, touched, traffic
+from whet.ir.cost import bytes_moved, flops, graph_cost, graph_floor, node_cost, touched, traffic
 from whet.ir.graph import Graph, apply, item, leaf, opaque
 from whet.ir.ops import instance
 from whet.ir.record import Instance
@@ -186,3 +186,16 @@ def test_an_opaque_call_moves_all_its_operands_and_results() -> None:
     cost = graph_cost(Graph((x,), (values, item(call, 1))))
     assert cost.flops == 0
     assert cost.bytes == 4 * 9 * 4 + 8 * 4 + 8 * 8
+
+
+def test_the_floor_of_a_graph_reads_leaves_and_writes_results() -> None:
+    table = leaf("parameter", "table", TensorType(DType.f32, (50000, 64)))
+    w = leaf("parameter", "w", TensorType(DType.f32, (64, 32)))
+    ids = leaf("input", "ids", TensorType(DType.i64, (7,)))
+    found = apply("embedding", table, ids)
+    out = apply("relu", apply("matmul", found, w))
+    g = Graph((ids,), (out, out))
+    floor, each = graph_floor(g), graph_cost(g)
+    assert floor.flops == each.flops == 2 * 7 * 64 * 32 + 7 * 32
+    assert floor.bytes == 7 * 64 * 4 + 7 * 8 + 64 * 32 * 4 + 7 * 32 * 4
+    assert each.bytes > floor.bytes

@@ -363,6 +363,12 @@ def test_native_rounds_between_nodes() -> None:
     assert evaluate(graph_of(total), feeds, FLOAT64)[0].item() == 2**-10
 
 
+def test_numbers_without_operands_are_as_fine_as_their_type() -> None:
+    wide = full(0.1, DType.f64)
+    assert evaluate(graph_of(wide), {}, NATIVE)[0].item() == 0.1
+    assert evaluate(graph_of(full(0.1, DType.f32)), {}, NATIVE)[0].dtype == torch.float32
+
+
 # -- graphs ----------------------------------------------------------------------------------------
 def test_constants_updates_and_repeated_outputs() -> None:
     kind = TensorType(DType.f32, (3,))
@@ -399,7 +405,7 @@ def test_opaque_nodes_ask_the_library() -> None:
     call = opaque("aten.topk.default", [x], "(%0, 2)", kinds)
     g = Graph((x,), (item(call, 0), item(call, 1)))
     feeds = {"x": torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0])}
-    values, places = evaluate(g, feeds, library=lambda n, xs: torch.topk(xs[0], 2))
+    values, places = evaluate(g, feeds, library=lambda n, xs: list(torch.topk(xs[0], 2)))
     assert (values.tolist(), places.tolist()) == ([5, 4], [1, 3])
     with pytest.raises(UnsupportedError, match=r"aten\.topk"):
         evaluate(g, feeds)

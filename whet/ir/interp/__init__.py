@@ -156,18 +156,21 @@ def _node(
                 f"no library computes {n.attr('target')}",
                 where=graph.where.get(n), hint="give evaluate a library for opaque nodes",
             )  # fmt: skip
-        return list(library(n, [x for x in operands if x is not None]))
+        types = n.attr("types")
+        assert isinstance(types, tuple)
+        found = library(n, [x for x in operands if x is not None])
+        return [ring.store(t, kind.dtype) for t, kind in zip(found, types, strict=True)]
     shapes = tuple(None if x is None else tuple(x.shape) for x in operands)
     attrs = tuple((k, _concrete(v, sizes)) for k, v in n.attrs)
     instance = ops.instance(n.op, shapes, attrs)
     try:
-        found = run_instance(instance, operands, ring, str(n.attr("out", instance.outs[0])))
+        out = str(n.attr("out", instance.outs[0]))
+        return [run_instance(instance, operands, ring, out, n.dtype)]
     except InputError as fault:
         where = graph.where.get(n) or n
         raise InputError(
             f"{n.op}: {fault.summary}", expected=fault.expected, got=fault.got, where=where
         ) from None
-    return [ring.store(found, n.dtype)]
 
 
 def _leaf(n: Node, data: Mapping[str, Tensor], ring: Ring, sizes: Mapping[str, Size]) -> Tensor:
@@ -197,6 +200,7 @@ def run_instance(
     operands: Mapping[str, Tensor] | Sequence[Tensor | None],
     ring: Ring = FLOAT64,
     out: str | None = None,
+    dtype: DType | None = None,
 ) -> Tensor:
     """One result of one operator.
 
@@ -205,6 +209,7 @@ def run_instance(
         operands: by name, or in the record's order with None for an operand left out.
         ring: where numbers live.
         out: which result; the first by default.
+        dtype: its element type, where that does not follow from the operands'.
 
     Raises:
         GraphError: sizes are symbolic.
@@ -216,13 +221,15 @@ def run_instance(
         operands = dict(zip(instance.operands, present, strict=True))
     tensors = {name: _atomic(operands[name], instance, s) for name, s in instance.operands.items()}
     span = {a: (0, _int(n, instance)) for a, n in instance.extents.items()}
-    dtype = ring.compute([t.dtype for t in tensors.values()])
+    width = ring.compute([t.dtype for t in tensors.values()])
     kinds = {name: _DTYPES[t.dtype] for name, t in tensors.items()}
     for let in _needed(instance, out):
-        value = Body(ring, tensors, span, let.axes, dtype).value(let.body)
+        value = Body(ring, tensors, span, let.axes, width).value(let.body)
         t = expand(value, let.axes, [span[a][1] for a in let.axes])
         kind = kind_of(instance, let.name, kinds)
-        if let.name not in instance.results and kind.is_float and dtype == torch.float64:
+        if let.name == out:
+            kind = dtype or kind
+        elif kind.is_float and width == torch.float64 and let.name not in instance.results:
             kind = DType.f64  # positions made of indices alone are as fine as the data
         tensors[let.name] = ring.store(t, kind)
     return _shaped(tensors[out], instance, instance.results[out])

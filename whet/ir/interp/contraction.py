@@ -124,9 +124,8 @@ def _fold_dims(body: Body, kind: str, t: Tensor, dims: Sequence[int]) -> Tensor:
             return t.sum(list(dims), dtype=torch.int64)
         window = math.prod(t.shape[d] for d in dims)
         if 1 < window <= 32 and t.numel() > 64 * window * window and not t.is_contiguous():
-            parts = t.permute([d for d in range(t.ndim) if d not in dims] + list(dims))
-            parts = parts.flatten(t.ndim - len(dims)) if len(dims) == 1 else parts
-            return _sum_windows(body, parts, len(dims))
+            rest = [d for d in range(t.ndim) if d not in dims]
+            return _sum_windows(body, t.permute([*rest, *dims]), len(dims))
         return body.ring.total(t, dims)
     if number:
         return body.ring.product(t, dims)

@@ -74,7 +74,8 @@ class Floats:
     Args:
         name: for messages.
         dtype: every float type becomes this one; None keeps each value's own type: computation is
-            then in float32 (float64 where an operand is), rounded once for each assignment.
+            then in float32 (float64 where an operand is, or none is a float), rounded once for
+            each assignment.
     """
 
     def __init__(self, name: str, dtype: torch.dtype | None) -> None:
@@ -86,7 +87,8 @@ class Floats:
     def compute(self, dtypes: Sequence[torch.dtype]) -> torch.dtype:
         if self.dtype is not None:
             return self.dtype
-        return torch.float64 if torch.float64 in dtypes else torch.float32
+        floats = [d for d in dtypes if d.is_floating_point]
+        return torch.float32 if floats and torch.float64 not in floats else torch.float64
 
     def storage(self, dtype: DType) -> torch.dtype:
         if dtype is DType.c64:
