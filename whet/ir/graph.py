@@ -86,9 +86,9 @@ class Node:
         )
 
     def __repr__(self) -> str:
-        attrs = "".join(f", {k}={attr_text(v)}" for k, v in self.attrs)
-        args = ", ".join("None" if a is None else a.digest[:6] for a in self.args)
-        return f"{self.digest[:6]}: {self.type!r} = {self.op}({args}{attrs})"
+        parts = ["None" if a is None else a.digest[:6] for a in self.args]
+        parts += [f"{k}={attr_text(v)}" for k, v in self.attrs]
+        return f"{self.digest[:6]}: {self.type!r} = {self.op}({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _make, (self.op, self.attrs, self.args, self.type)
