@@ -223,7 +223,7 @@ def graphs(
     """
     inputs = []
     for k in range(draw(st.integers(1, 3))):
-        shape: tuple[int | Poly, ...] = tuple(draw(st.lists(SIZES, max_size=4)))
+        shape: tuple[int | Poly, ...] = tuple(draw(st.lists(SIZES, max_size=4) | st.tuples(*[SIZES] * 4)))
         if symbolic and shape:
             shape = (Poly.symbol("N"), *shape[1:])
         dtype = draw(st.sampled_from([*FLOATS, DType.i64]))
