@@ -73,7 +73,7 @@ class Prover:
         if trials == 0:
             return Unknown(statement, "no sizes were found at which the left side exists")
         try:
-            found = _Attempt(statement).run(trials)
+            found = derive(statement, trials)
         except (Unreadable, RecordError, ConjectureError) as fault:
             return Unknown(statement, str(fault))
         if isinstance(found, Proof):
@@ -86,6 +86,18 @@ class Prover:
 def prove(statement: Statement | str, form: Form | None = None) -> Verdict:
     """`Prover().prove`: nothing remembered, nothing stored."""
     return Prover().prove(statement, form)
+
+
+def derive(statement: Statement, trials: int = 0) -> Proof | str:
+    """A proof by normal forms alone, no counterexample being looked for, or what stands in the way.
+
+    Args:
+        trials: what the proof shall say of attempts to refute.
+
+    Raises:
+        WhetError, Unreadable: a side cannot be built, or has no normal form.
+    """
+    return _Attempt(statement).run(trials)
 
 
 def recheck(rule: Rule) -> bool:
@@ -106,6 +118,7 @@ class _Attempt:
     statement: Statement
 
     def run(self, trials: int) -> Proof | str:
+        """See `derive`."""
         statement = self.statement
         scope = statement.symbols
         leaves = statement.leaves(scope)
