@@ -28,7 +28,7 @@ from whet.errors import CaptureError
 # Calls that write to running statistics without saying so in their schema: the places of the
 # statistics and of the flag that decides it.
 _SILENT_WRITES = {"aten.batch_norm.default": (3, 5), "aten.instance_norm.default": (3, 5)}
-_PROGRAM = "exported_program"
+_ORIGIN = "exported_from"
 _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+(?:\n\s+(?P<code>[^\n]+))?'
 )
@@ -134,19 +134,29 @@ def example_inputs(
     return None if found is None else (tuple(found[0]), dict(found[1]))
 
 
+class Origin:
+    """The program that a module was made from; a copy of the module was made from none."""
+
+    def __init__(self, program: ExportedProgram | None) -> None:
+        self.program = program
+
+    def __deepcopy__(self, memo: object) -> Origin:
+        return Origin(None)
+
+
 def module_of(program: ExportedProgram) -> nn.Module:
     """The program as a module for inference, which remembers where it comes from."""
     module: nn.Module = program.module()
     for part in module.modules():
         part.training = False
-    vars(module)[_PROGRAM] = program
+    vars(module)[_ORIGIN] = Origin(program)
     return module
 
 
 def program_of(module: nn.Module) -> ExportedProgram | None:
     """The program that a module of `module_of` was made from."""
-    found = vars(module).get(_PROGRAM)
-    return found if isinstance(found, ExportedProgram) else None
+    found = vars(module).get(_ORIGIN)
+    return found.program if isinstance(found, Origin) else None
 
 
 def symbolic(program: ExportedProgram) -> bool:

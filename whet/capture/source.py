@@ -1,7 +1,7 @@
 """The MODEL of every command: a text that names a model and its example inputs.
 
     zoo:NAME                   a model of the zoo
-    FILE.onnx                  an ONNX file, for inputs of its own declared shapes
+    FILE.onnx                  an ONNX file, for seeded inputs of the shapes that it declares
     FILE.pt2                   a program saved by torch.export.save, for its own example inputs
     package.module:function    what the function returns, called without arguments:
                                    module, inputs            inputs: a tuple of arguments, a dict of
@@ -23,10 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from whet.capture import exported, zoo
+from whet.capture.captured import Captured
+from whet.capture.torch import capture
 from whet.errors import CaptureError, WhetError
+from whet.run.signature import TensorArgument
 
 FORMS = "zoo:NAME, FILE.onnx, FILE.pt2 or package.module:function"
 
@@ -40,12 +44,18 @@ class Source:
         module: the model itself.
         args: example positional arguments.
         kwargs: example keyword arguments.
+        captured: its graph, where the way in already made one.
     """
 
     name: str
     module: nn.Module
     args: tuple[object, ...]
     kwargs: Mapping[str, object] = field(default_factory=dict)
+    captured: Captured | None = None
+
+    def capture(self) -> Captured:
+        """The graph for the example inputs. Raises `CaptureError`."""
+        return self.captured or capture(self.module, self.args, self.kwargs)
 
 
 def load(text: str, *, scale: zoo.Scale = "full") -> Source:
@@ -82,8 +92,19 @@ def _onnx(text: str) -> Source:
         raise CaptureError(f"there is no file {text}", expected="an ONNX file")
     from whet.capture.onnx import load_onnx
 
-    loaded = load_onnx(Path(text))
-    return Source(text, loaded.module, tuple(loaded.inputs))
+    captured = load_onnx(Path(text))
+    generator = torch.Generator().manual_seed(0)
+    arguments = [a for a in captured.signature.arguments if isinstance(a, TensorArgument)]
+    inputs = tuple(_example(a, generator) for a in arguments)
+    return Source(text, captured.module, inputs, captured=captured)
+
+
+def _example(argument: TensorArgument, generator: torch.Generator) -> Tensor:
+    """Normal values; where integers or flags are asked for, ones: they index any table."""
+    if argument.dtype.is_floating_point:
+        values = torch.randn(argument.shape, generator=generator)
+        return values.to(argument.dtype)
+    return torch.ones(argument.shape, dtype=argument.dtype)
 
 
 def _saved(text: str) -> Source:

@@ -38,6 +38,16 @@ CHECKS = frozenset(
 REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "hints_wrapper": 0}
 
 
+# Backward calls, and what of the forward call's by-products they take that a gradient derived from
+# the record does without.
+UNREAD = {
+    "aten.max_pool2d_with_indices_backward.default": "indices",
+    "aten.max_pool3d_with_indices_backward.default": "indices",
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": "logsumexp",
+    "aten.native_batch_norm_backward.default": "save_mean",
+}
+
+
 class Translation:
     """What a walk has found so far: constants, lines, counts, foreign calls."""
 
@@ -74,10 +84,7 @@ class Translation:
 
     def _part(self, value: object, index: object, n: fx.Node) -> object:
         if isinstance(value, list | tuple) and isinstance(index, int):
-            if index < len(value):
-                return value[index]
-            if not n.users:
-                return None
+            return value[index] if index < len(value) else None  # `_used` says nobody reads it
         raise CaptureError(
             "a result is read that its call does not give", got=n, where=exported.user_line(n)
         )
@@ -282,6 +289,14 @@ def _values(argument: object, known: Mapping[fx.Node, object]) -> object:
     return argument
 
 
+def _reads(reader: fx.Node, value: fx.Node) -> bool:
+    """Whether a call makes anything of an argument."""
+    unread = UNREAD.get(str(reader.target))
+    if unread is None:
+        return True
+    return any(a is value for k, a in exported.arguments(reader).items() if k != unread)
+
+
 def _dense(n: fx.Node) -> bool:
     """Whether the first operand fills its memory in order, with nothing around it."""
     value = n.args[0].meta.get("val") if n.args and isinstance(n.args[0], fx.Node) else None
@@ -298,7 +313,7 @@ def _used(n: fx.Node) -> frozenset[int]:
     found: set[int] = set()
     for user in n.users:
         if user.target is operator.getitem and isinstance(user.args[1], int):
-            if user.users:
+            if any(_reads(reader, user) for reader in user.users):
                 found.add(user.args[1])
         else:
             found.update(range(len(n.meta["val"])))

@@ -74,9 +74,23 @@ def test_saved_program(tmp_path: Path) -> None:
     found = source.load(str(path))
     assert not found.module.training
     torch.testing.assert_close(found.module(*found.args), module(x))
-    captured = capture(found.module, found.args, found.kwargs)
+    captured = found.capture()
     assert set(captured.parameters) == {"weight", "bias"}
     assert captured.parameters["weight"] is found.module.weight
+
+
+def test_onnx_file(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node("Relu", ["x"], ["y"])
+    values = [helper.make_tensor_value_info(n, kind, [2, 3]) for n in "xy"]
+    graph = helper.make_graph([node], "relu", values[:1], values[1:])
+    opset = helper.make_opsetid("", 20)
+    path = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[opset]), path)
+    found = source.load(str(path))
+    torch.testing.assert_close(found.module(*found.args), found.args[0].relu())
+    assert found.capture().graph.outputs[0].op == "relu"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A call without a handler is decomposed by torch into calls that have one, or sta
 from __future__ import annotations
 
 from whet.capture.aten import (
+    backward,
     contraction,
     creation,
     indexing,
@@ -20,6 +21,7 @@ from whet.capture.aten.call import ATEN, Call, Handler, NoMapping, Refused, Valu
 
 __all__ = ["ATEN", "Call", "Handler", "NoMapping", "Refused", "Value", "handler_of"]
 _FAMILIES = (
+    backward,
     contraction,
     creation,
     indexing,

@@ -51,8 +51,8 @@ class Call:
     types: tuple[TensorType | None, ...]
     used: frozenset[int]
     constant: Callable[[torch.Tensor], Node]
-    data: Callable[[Node], torch.Tensor | None]
-    dense: bool
+    data: Callable[[Node], torch.Tensor | None] = lambda _: None
+    dense: bool = False
 
     @property
     def type(self) -> TensorType:

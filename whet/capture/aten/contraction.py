@@ -211,12 +211,26 @@ def attention(
     """Attention, kept whole; a mask of truth values becomes one of zeros and minus infinities."""
     if dropout_p > 0:
         raise NoMapping("draws random numbers")
+    operands, attrs = attention_operands(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    return reshape(apply("attention", *operands, **attrs), call.shape)
+
+
+def attention_operands(
+    query: Node,
+    key: Node,
+    value: Node,
+    attn_mask: Node | None,
+    is_causal: bool,
+    scale: float | None,
+    grouped: bool,
+) -> tuple[tuple[Node | None, ...], dict[str, object]]:
+    """Operands and attributes of `attention`: heads in groups, the mask of full rank and added."""
     rank = max(len(query.shape), 3)
     q, k, v = (
         reshape(t, (1,) * (rank - len(t.shape)) + ints(t.shape)) for t in (query, key, value)
     )
     heads, groups = ints(q.shape)[-3], ints(k.shape)[-3]
-    if heads != groups and not enable_gqa:
+    if heads != groups and not grouped:
         k, v = (expand(t, (*ints(t.shape)[:-3], heads, *ints(t.shape)[-2:])) for t in (k, v))
         groups = heads
     mask = attn_mask
@@ -225,8 +239,6 @@ def attention(
             mask = apply("where", mask, number(0, q.dtype), number(-math.inf, q.dtype))
         shape = (1,) * (rank - len(mask.shape)) + ints(mask.shape)
         mask = reshape(cast(mask, q.dtype), shape)
-    y = apply(
-        "attention", q, k, v, mask, scale=scale or 1 / math.sqrt(ints(q.shape)[-1]),
-        causal=is_causal, group=heads // groups,
-    )  # fmt: skip
-    return reshape(y, call.shape)
+    if scale is None:
+        scale = 1 / math.sqrt(ints(q.shape)[-1])
+    return (q, k, v, mask), dict(scale=scale, causal=is_causal, group=heads // groups)

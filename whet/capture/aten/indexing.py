@@ -8,6 +8,8 @@ dims. Writing has a record where each place is written once, or where what is wr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from whet.capture.aten.call import (
     Call,
@@ -67,30 +69,57 @@ def gather(call: Call, x: Node, dim: int, index: Node, sparse_grad: bool = False
 @aten("index.Tensor", "_unsafe_index.Tensor")
 def index(call: Call, x: Node, indices: list[Node | None]) -> Node:
     """x[i, :, j, …]: the indexed dims merged, and one position in them read."""
+    if all(i is None for i in indices):
+        return x
+    m = merged(call, x, indices)
+    x = reshape(permute(x, m.order), (*m.outer, m.count, *m.inner))
+    if not m.outer and len(m.inner) == 1:
+        return reshape(apply("embedding", x, m.at), call.shape)
+    return reshape(apply("index_select", x, flat(m.at), axis=len(m.outer)), call.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Index tensors made one.
+
+    Attributes:
+        order: the dims in the order that brings the indexed ones together.
+        outer: sizes of the dims before them.
+        count: product of the indexed dims' sizes.
+        inner: sizes of the dims after them.
+        at: one position in the merged dims for each place of the broadcast index tensors.
+    """
+
+    order: list[int]
+    outer: list[int]
+    count: int
+    inner: list[int]
+    at: Node
+
+
+def merged(call: Call, x: Node, indices: Sequence[Node | None]) -> Merged:
+    """What x[i, :, j, …] reads; indexed dims that lie apart come to the front."""
     given = [(d, i) for d, i in enumerate(indices) if i is not None]
     if any(i.dtype in (DType.bool, DType.u8) for _, i in given):
         raise NoMapping("a mask as an index")
-    if not given:
-        return x
     shape = ints(x.shape)
     dims = [d for d, _ in given]
-    together = dims == list(range(dims[0], dims[-1] + 1))
-    front = dims[0] if together else 0
+    front = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
     rest = [d for d in range(len(shape)) if d not in dims]
-    x = permute(x, [*rest[:front], *dims, *rest[front:]])
-    outer, inner = [shape[d] for d in rest[:front]], [shape[d] for d in rest[front:]]
     at: Node | None = None
     for d, i in given:
         place = _from_front(call, cast(i, DType.i64), shape[d])
-        if at is None:
-            at = place
-        else:
-            at = apply("add", apply("mul", at, number(shape[d], DType.i64)), place)
+        if at is not None:
+            place = apply("add", apply("mul", at, number(shape[d], DType.i64)), place)
+        at = place
     assert at is not None
-    x = reshape(x, (*outer, math.prod(shape[d] for d in dims), *inner))
-    if not outer and len(inner) == 1:
-        return reshape(apply("embedding", x, at), call.shape)
-    return reshape(apply("index_select", x, flat(at), axis=len(outer)), call.shape)
+    return Merged(
+        [*rest[:front], *dims, *rest[front:]],
+        [shape[d] for d in rest[:front]],
+        math.prod(shape[d] for d in dims),
+        [shape[d] for d in rest[front:]],
+        at,
+    )
 
 
 def _from_front(call: Call, at: Node, size: int) -> Node:

@@ -14,20 +14,33 @@ from whet.ir.graph import Node, apply
 Sizes = int | Sequence[int]
 
 
-def _window(
-    call: Call, x: Node, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
-) -> tuple[Node, dict[str, tuple[int, ...]]]:
-    """Attributes of a pooling; `extra` is how far the last window stands out, as the shape says."""
-    rank = int(next(c for c in call.target if c.isdigit()))
+def window_of(
+    rank: int,
+    x: Node,
+    out: Sequence[int],
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+) -> dict[str, tuple[int, ...]]:
+    """Attributes of a pooling; `extra` is how far the last window stands out, as `out` says."""
     kernel = tuple_of(kernel_size, rank)
-    steps = tuple_of(stride, rank) if stride != [] and stride is not None else kernel
+    steps = kernel if isinstance(stride, Sequence) and not stride else tuple_of(stride, rank)
     pads, gaps = tuple_of(padding, rank), tuple_of(dilation, rank)
-    rows = zip(call.shape[-rank:], ints(x.shape)[-rank:], kernel, steps, pads, gaps, strict=True)
+    rows = zip(out[-rank:], ints(x.shape)[-rank:], kernel, steps, pads, gaps, strict=True)
     extra = tuple(
-        max(0, (out - 1) * s - (size + 2 * p - d * (k - 1) - 1)) for out, size, k, s, p, d in rows
+        max(0, (n - 1) * s - (size + 2 * p - d * (k - 1) - 1)) for n, size, k, s, p, d in rows
     )
-    batched = reshape(x, (1, *ints(x.shape))) if len(x.shape) == rank + 1 else x
-    return batched, dict(kernel=kernel, stride=steps, padding=pads, dilation=gaps, extra=extra)
+    return dict(kernel=kernel, stride=steps, padding=pads, dilation=gaps, extra=extra)
+
+
+def _rank(call: Call) -> int:
+    """Spatial dims, by the call's name."""
+    return int(next(c for c in call.target if c.isdigit()))
+
+
+def _batched(x: Node, rank: int) -> Node:
+    return reshape(x, (1, *ints(x.shape))) if len(x.shape) == rank + 1 else x
 
 
 @aten("max_pool1d", "max_pool2d", "max_pool3d")
@@ -41,9 +54,9 @@ def max_pool(
     ceil_mode: bool = False,
 ) -> Node:
     """The largest of each window."""
-    steps = list(stride) if isinstance(stride, Sequence) else stride
-    x, window = _window(call, x, kernel_size, steps, padding, dilation)
-    return reshape(apply(f"max_pool{len(window['kernel'])}d", x, **window), call.shape)
+    rank = _rank(call)
+    window = window_of(rank, x, call.shape, kernel_size, stride, padding, dilation)
+    return reshape(apply(f"max_pool{rank}d", _batched(x, rank), **window), call.shape)
 
 
 @aten("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices")
@@ -73,14 +86,13 @@ def avg_pool(
     divisor_override: int | None = None,
 ) -> Node:
     """The mean of each window."""
-    steps = list(stride) if isinstance(stride, Sequence) else stride
-    x, window = _window(call, x, kernel_size, steps, padding, 1)
+    rank = _rank(call)
+    window = window_of(rank, x, call.shape, kernel_size, stride, padding, 1)
     del window["dilation"]
-    rank = len(window["kernel"])
     if divisor_override is not None and any(window["extra"]):
         raise NoMapping("windows that stand out, divided by a given number")
     include = int(count_include_pad or divisor_override is not None)
-    y = apply(f"avg_pool{rank}d", x, **window, include_padding=include)
+    y = apply(f"avg_pool{rank}d", _batched(x, rank), **window, include_padding=include)
     if divisor_override is not None:
         y = apply("mul", y, number(math.prod(window["kernel"]) / divisor_override, y.dtype))
     return reshape(y, call.shape)
@@ -90,9 +102,8 @@ def avg_pool(
 @aten("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 def adaptive_avg_pool(call: Call, x: Node, output_size: Sizes) -> Node:
     """Means over as many even pieces as asked for."""
-    rank = int(next(c for c in call.target if c.isdigit()))
-    batched = reshape(x, (1, *ints(x.shape))) if len(x.shape) == rank + 1 else x
-    y = apply(f"adaptive_avg_pool{rank}d", batched, size=call.shape[-rank:])
+    rank = _rank(call)
+    y = apply(f"adaptive_avg_pool{rank}d", _batched(x, rank), size=call.shape[-rank:])
     return reshape(y, call.shape)
 
 
@@ -100,7 +111,7 @@ def adaptive_avg_pool(call: Call, x: Node, output_size: Sizes) -> Node:
 def adaptive_max_pool(call: Call, x: Node, output_size: Sizes) -> Value:
     """Maxima over even pieces, where the pieces are all alike."""
     call.only(0)
-    rank = int(next(c for c in call.target if c.isdigit()))
+    rank = _rank(call)
     sizes = list(zip(ints(x.shape)[-rank:], call.shape[-rank:], strict=True))
     if any(size % out for size, out in sizes):
         raise NoMapping("pieces of different lengths")
