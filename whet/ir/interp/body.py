@@ -160,12 +160,10 @@ class Body:
             test = {"<": torch.lt, "<=": torch.le, "==": torch.eq}[fn]
             return Value(test(a.along(axes), b.along(axes)), axes)
         if fn in LOGIC:
-            axes = union(values)
-            tests = [v.along(axes) for v in values]
-            tests = [t if t.dtype == torch.bool else t != 0 for t in tests]
+            tests = [_truth(v) for v in values]
             if fn == "not":
-                return Value(~tests[0], axes)
-            return Value(tests[0] & tests[1] if fn == "and" else tests[0] | tests[1], axes)
+                return Value(~tests[0].t, tests[0].axes)
+            return self.both(*tests) if fn == "and" else self.either(*tests)
         if FUNCTIONS[fn].kind == "float":
             values = [self.lifted(v) for v in values]
         values = list(self._alike(*values))
@@ -185,6 +183,20 @@ class Body:
         axes = union((a, b))
         do = exact_arithmetic if a.exact else self.ring.arithmetic
         return Value(do(fn, a.along(axes), b.along(axes)), axes)
+
+    def truth(self, e: Expr) -> Value:
+        """`e` as a truth value."""
+        return _truth(self.value(e))
+
+    def both(self, a: Value, b: Value) -> Value:
+        """`a and b` of truth values."""
+        axes = union((a, b))
+        return Value(a.along(axes) & b.along(axes), axes)
+
+    def either(self, a: Value, b: Value) -> Value:
+        """`a or b` of truth values."""
+        axes = union((a, b))
+        return Value(a.along(axes) | b.along(axes), axes)
 
     def power(self, v: Value, exponent: int) -> Value:
         """`v ** exponent`."""
@@ -225,6 +237,10 @@ class Body:
         """Of some axes, the one that lies innermost in the result."""
         known = [a for a in axes if a in self.layout]
         return max(known, key=self.order, default="")
+
+
+def _truth(v: Value) -> Value:
+    return v if v.t.dtype == torch.bool else Value(v.t != 0, v.axes)
 
 
 def _concrete(e: Expr) -> Form | None:

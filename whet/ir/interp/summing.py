@@ -278,12 +278,15 @@ def _masked(body: Body, factors: Sequence[Expr], guards: Sequence[Expr]) -> list
             for test in tests:
                 whole = where(test, whole, zero)
             return [whole]
+    chosen: dict[int, Value] = {}
     for test in tests:
         fits = [k for k, v in enumerate(values) if set(test.axes) <= set(v.axes)]
-        if fits:
-            k = min(fits, key=lambda k: values[k].t.numel())
-            values[k] = where(test, values[k], zero)
-        else:
+        if not fits:
             one = Value(values[0].t.new_ones(()), ())
             values.append(where(test, one, zero))
+            continue
+        k = min(fits, key=lambda k: values[k].t.numel())
+        chosen[k] = body.both(chosen[k], test) if k in chosen else test
+    for k, test in chosen.items():
+        values[k] = where(test, values[k], zero)
     return values
