@@ -16,6 +16,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from whet.run.untouched import untouched
+
 # How much worse than the original a program may be, and what is nothing at a precision.
 WORSE = 8.0
 _ULPS = 64.0
@@ -41,7 +43,8 @@ class Oracle:
         exact: Callable[[], Sequence[Tensor]] | None = None,
     ) -> None:
         with torch.no_grad():
-            own = _tensors(module(*_copied(args), **_copied(kwargs)))
+            with untouched(module):
+                own = _copied(_tensors(module(*_copied(args), **_copied(kwargs))))
             try:
                 double = copy.deepcopy(module).double()
                 found = double(*_double(_copied(args)), **_double(_copied(kwargs)))
