@@ -66,14 +66,14 @@ def _shown(args: argparse.Namespace, console: Console) -> tuple[dict[str, Any], 
     report = optimized.report
     stop = report.stop == INTERRUPTED
     others = []
-    if report.stages and not stop:
+    if report.original is not None and not stop:
         console.progress(f"{source.name}: torch.compile, to compare with")
         others = peers(
             source.module,
             optimized,
             source.args,
             source.kwargs,
-            original_s=report.stages[0].seconds,
+            original_s=report.original.seconds,
         )
     title = text.summary(report)
     parts = [f"{title}\n{'=' * min(len(title), 100)}", text.stages(report, others)]

@@ -53,16 +53,17 @@ def _section(title: str, body: str) -> str:
 
 def _stages(report: Report) -> str:
     timed = [s.seconds for s in report.stages if not math.isnan(s.seconds)]
-    if not timed:
+    if not timed or report.original is None:
         return ""
+    first = report.original.seconds
     rows = []
-    for stage in report.stages:
+    for stage in text.ordered(report):
         share = 0.0 if math.isnan(stage.seconds) else 100 * stage.seconds / max(timed)
         cells = [
             stage.name,
             table.milliseconds(stage.seconds),
             table.percent(stage.spread),
-            table.factor(timed[0] / stage.seconds if stage.seconds else None),
+            table.factor(first / stage.seconds if stage.seconds else None),
             table.small(stage.error),
             stage.note,
         ]

@@ -21,31 +21,28 @@ from whet.run.record import Report, Rewrite, Stage
 
 
 def stages(report: Report, peers: Sequence[Stage] = ()) -> str:
-    """The stage table; each time also over that of eager, the first stage, and of each peer.
+    """The stage table; each time also over that of eager, the original, and of each peer.
 
     Args:
         report: whose stages.
         peers: other systems on the same model and machine: a row and a column for each.
     """
-    if not report.stages:
+    if report.original is None:
         return "nothing was measured"
-    yardsticks = (replace(report.stages[0], name="eager"), *peers)
-    head = [
-        "",
-        "ms",
-        "spread",
-        *(f"vs {p.name}" for p in yardsticks),
-        "error",
-        "original's",
-        "note",
-    ]
+    yardsticks = (replace(report.original, name="eager"), *peers)
+    head = ["", "ms", "spread", *(f"vs {p.name}" for p in yardsticks), "error", "original's", ""]
     rows = [head]
-    for stage in (*report.stages, *peers):
+    for stage in (*ordered(report), *peers):
         row = [stage.name, table.milliseconds(stage.seconds), table.percent(stage.spread)]
         row += [table.factor(_ratio(p.seconds, stage.seconds)) for p in yardsticks]
         row += [table.small(stage.error), table.small(report.original_error), stage.note]
         rows.append(row)
     return table.aligned(rows, left=(0, len(head) - 1))
+
+
+def ordered(report: Report) -> list[Stage]:
+    """The stages, the original first."""
+    return sorted(report.stages, key=lambda stage: stage.name != "original")
 
 
 def _ratio(first: float, second: float) -> float | None:

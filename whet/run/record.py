@@ -7,7 +7,7 @@
 
 Times are seconds of one call, medians of rounds in which all stages ran in turns. An error is
 ‖y − r‖ / ‖r‖ against the original in float64, the worst of the outputs; the original's own error is
-that of the first stage. `report/` makes tables of this, `to_json` makes files.
+that of the stage "original". `report/` makes tables of this, `to_json` makes files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stage:
         seconds: median of one call; NaN where it was not timed, as after a wrong answer.
         spread: interquartile range of the calls over their median.
         error: relative error against float64; None where it was not computed.
-        note: the engine that ran it, or why it was not timed.
+        note: what ran it, or why it was not timed.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Report:
         model: its name, or its class.
         engine: what runs the body: "original", "steps" or "inductor".
         threads: threads that kernels were chosen for.
-        stages: in the order they were reached, the original first.
+        stages: what was timed, the one named "original" among them.
         rewrites: in the order they were applied.
         coverage: how often each library call occurs in the captured model.
         kernels: how many clusters each kernel runs.
@@ -105,21 +105,29 @@ class Report:
     plan: str = ""
 
     @property
+    def original(self) -> Stage | None:
+        """The stage of that name; None where nothing was measured."""
+        return self.stage("original")
+
+    @property
     def original_error(self) -> float | None:
         """The original's own error against float64."""
-        return self.stages[0].error if self.stages else None
+        return self.original.error if self.original else None
 
     @property
     def kept(self) -> Stage | None:
-        """The stage that the program is: the fastest on the engine that runs it."""
-        on = [s for s in self.stages if s.note == self.engine and not math.isnan(s.seconds)]
-        return min(on, key=lambda s: s.seconds, default=self.stages[0] if self.stages else None)
+        """The stage that the program is: the original, or the fastest of the others."""
+        others = [s for s in self.stages if s.name != "original" and not math.isnan(s.seconds)]
+        if self.engine == "original" or not others:
+            return self.original
+        return min(others, key=lambda s: s.seconds)
 
     @property
     def speedup(self) -> float:
-        """Seconds of the first stage over those of the one that was kept; 1 if nothing is known."""
-        kept = self.kept
-        return self.stages[0].seconds / kept.seconds if kept and kept.seconds else 1.0
+        """Seconds of the original over those of what was kept; 1 where nothing is known."""
+        if self.original is None or self.kept is None or not self.kept.seconds:
+            return 1.0
+        return self.original.seconds / self.kept.seconds
 
     def stage(self, name: str) -> Stage | None:
         """The last stage of that name."""
