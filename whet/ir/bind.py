@@ -8,12 +8,14 @@ are read in order, each in the scope of its own axes.
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from whet.ir import expr as ex
 from whet.ir.expr import Expr, Index, Load, Num, Reduce, call, select
+from whet.ir.functions import FUNCTIONS
 from whet.ir.types import Poly, Size, divide, product
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class Binder:
         if counts is None:
             raise self._misfit(
                 f"operand {name} has another rank", pattern,
-                expected=ast.unparse(pattern), got=list(shape),
+                expected=ast.unparse(pattern), got=list(shape), hint=self._lone_composite(pattern),
             )  # fmt: skip
         dims = _place([(n, p) for n, (_, p, _) in zip(counts, entries, strict=True)], len(shape))
         if dims is None:
@@ -150,6 +152,13 @@ class Binder:
             else:
                 axes.append(())
         self.slots[name] = Slots(tuple(axes), tuple(dims))
+
+    def _lone_composite(self, pattern: ast.Subscript) -> str | None:
+        """Python reads x[(g, c)] as x[g, c]."""
+        text = ast.get_source_segment(self.record.text, pattern) or ""
+        if "[(" in text and text.endswith(")]"):
+            return f"a single composite axis needs a comma: {text[:-1]},]"
+        return None
 
     def _counts(
         self, entries: list[tuple[ast.expr, tuple[int, ...] | None, bool]], rank: int
@@ -275,9 +284,7 @@ class Binder:
             if isinstance(entry, ast.Slice):
                 self.extents[_name(axis)] = self._size(entry.upper)  # type: ignore[arg-type]
             if isinstance(axis, ast.Starred):
-                group = self.groups.get(_name(axis.value))
-                if group is None:
-                    raise self._misfit(f"unknown group *{_name(axis.value)}", axis)
+                group = self._members(axis)
                 axes += [(a,) for a in group]
                 spec.append((len(group), pinned))
                 continue
@@ -293,6 +300,13 @@ class Binder:
         if dims is None:
             raise self._misfit("axis out of range", target)
         return Slots(tuple(axes), tuple(dims))
+
+    def _members(self, group: ast.Starred) -> tuple[str, ...]:
+        """The axes of a group that an operand or an attribute has bound."""
+        name = _name(group.value)
+        if name not in self.groups:
+            raise self._misfit(f"unknown group *{name}", group.value)
+        return self.groups[name]
 
     def _size(self, e: ast.expr) -> Size:
         self.scope = frozenset()
@@ -333,7 +347,7 @@ class Binder:
             case ast.Call(ast.Subscript(ast.Name(kind), axes), [body]) if kind in ex.REDUCTIONS:
                 return self._read_reduce(kind, axes, body)
             case ast.Call(ast.Name(fn), args):
-                return call(fn, *map(self._read, args))
+                return self._read_call(fn, args, e)
             case ast.Subscript():
                 return self._read_load(e)
         raise self._misfit(f"not part of the record grammar: {ast.unparse(e)}", e)
@@ -350,9 +364,19 @@ class Binder:
             return Num(product(self.extents[a] for a in self.groups[name.lower()]))
         if name.isupper() and name.lower() in self.extents:
             return Num(self.extents[name.lower()])
-        raise self._misfit(
-            f"unknown name {name}", at, expected=f"one of {', '.join(sorted(self.scope))}"
-        )
+        known = [*sorted(self.scope), *self.values, *(a.upper() for a in self.extents)]
+        raise self._misfit(f"unknown name {name}", at, expected=f"one of {', '.join(known)}")
+
+    def _read_call(self, fn: str, args: Sequence[ast.expr], at: ast.expr) -> Expr:
+        known = FUNCTIONS.get(fn)
+        if known is None:
+            near = difflib.get_close_matches(fn, [*FUNCTIONS, *ex.REDUCTIONS])
+            raise self._misfit(f"unknown function {fn}", at, hint=", ".join(near) or None)
+        if len(args) != known.arity:
+            raise self._misfit(
+                f"{fn} takes another number of arguments", at, expected=known.arity, got=len(args)
+            )
+        return call(fn, *map(self._read, args))
 
     def _read_compare(
         self, left: ast.expr, operators: Sequence[ast.cmpop], comparators: Sequence[ast.expr]
@@ -397,9 +421,14 @@ class Binder:
                 self.scope = scope
                 bound.append(_name(x.lower))
             elif isinstance(x, ast.Starred):
-                bound += self.groups[_name(x.value)]
+                bound += self._members(x)
             else:
                 bound.append(_name(x))
+        unsized = [b for b in bound if b not in self.extents]
+        if unsized:
+            raise self._misfit(
+                f"axis {unsized[0]} has no extent", axes, hint=f"give it one: {unsized[0]}: SIZE"
+            )
         clash = [b for b in bound if b in self.scope]
         if clash:
             raise self._misfit(f"axis {clash[0]} is bound twice", axes)
@@ -418,7 +447,7 @@ class Binder:
         entries: list[ast.expr] = []
         for x in _entries(e.slice):
             if isinstance(x, ast.Starred):
-                group = self.groups[_name(x.value)]
+                group = self._members(x)
                 entries += [ast.copy_location(ast.Name(a), x) for a in group]
             else:
                 entries.append(x)
@@ -456,9 +485,17 @@ def _entries(e: ast.expr) -> list[ast.expr]:
     return list(e.elts) if isinstance(e, ast.Tuple) else [e]
 
 
+class NotANameError(Exception):
+    """Something else stands where an axis or an attribute is named."""
+
+    def __init__(self, at: ast.expr) -> None:
+        self.at = at
+        super().__init__(ast.unparse(at))
+
+
 def _name(e: ast.expr) -> str:
     if not isinstance(e, ast.Name):
-        raise TypeError(f"expected a name, got {ast.unparse(e)}")
+        raise NotANameError(e)
     return e.id
 
 

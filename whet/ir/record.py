@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.errors import RecordError
-from whet.ir.bind import Binder
+from whet.ir.bind import Binder, NotANameError
 from whet.ir.expr import Expr, show
 from whet.ir.types import Size, product
 
@@ -125,7 +125,7 @@ class Record:
     def __init__(self, text: str) -> None:
         self.text = textwrap.dedent("\n".join(line.strip() for line in text.strip().splitlines()))
         try:
-            head, *statements = ast.parse(self.text).body
+            head, *statements = ast.parse(self.text or "()").body
         except SyntaxError as fault:
             raise self.error(f"not an expression: {fault.msg}", fault) from None
         if not (isinstance(head, ast.Assign) and isinstance(head.value, ast.Call)):
@@ -171,7 +171,10 @@ class Record:
         Raises:
             RecordError: shapes or attributes do not fit; the message marks the axis.
         """
-        return Binder(self, shapes, attrs).instance()
+        try:
+            return Binder(self, shapes, attrs).instance()
+        except NotANameError as fault:
+            raise self.error("an axis or attribute is a plain name", fault.at, got=fault) from None
 
     def error(self, summary: str, at: object = None, **fields: object) -> RecordError:
         """An error that shows the record's line and marks the place."""
@@ -186,4 +189,4 @@ class Record:
         return RecordError(f"record {self._title()}: {summary}", where=where, **fields)
 
     def _title(self) -> str:
-        return getattr(self, "name", None) or self.text.splitlines()[0]
+        return getattr(self, "name", None) or self.text.partition("\n")[0]
