@@ -161,11 +161,16 @@ def apply(op: str, *args: Node | None, **attrs: object) -> Node:
 
     Raises:
         RecordError: no such operator, or operands and attributes do not fit its record.
+        GraphError: an attribute that is not plain data.
     """
     pairs = tuple(sorted(attrs.items()))
-    return _make(
-        op, pairs, args, result_type(op, [None if a is None else a.type for a in args], pairs)
-    )
+    try:
+        inferred = result_type(op, [None if a is None else a.type for a in args], pairs)
+    except TypeError:
+        for _, value in pairs:  # a list, say, where a tuple was meant
+            attr_text(value)
+        raise
+    return _make(op, pairs, args, inferred)
 
 
 def full(value: float, dtype: DType, size: tuple[int | Poly, ...] = ()) -> Node:
