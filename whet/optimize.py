@@ -13,17 +13,18 @@ knows the system.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from whet.backend.library import run_opaque
-from whet.backend.lowered import Lowered, lower
+from whet.backend.lowered import lower
 from whet.capture.captured import Captured
 from whet.capture.torch import capture
 from whet.errors import UnsupportedError, WhetError
@@ -31,19 +32,33 @@ from whet.ir.graph import Graph
 from whet.ir.interp import evaluate
 from whet.machine import Machine
 from whet.plan import Plan
+from whet.rewrite.certificate import Step
+from whet.run import recall
 from whet.run.choice import Chooser
 from whet.run.engine import region
-from whet.run.measure import Timing, choose, interleaved
+from whet.run.measure import choose, interleaved
 from whet.run.module import Found, Optimized
 from whet.run.oracle import Oracle
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
-from whet.run.rewriting import Rewritten, simplified
+from whet.run.rewriting import RULES, Rewritten, rewritten
+from whet.run.save import region_bytes
+from whet.run.untouched import untouched
+from whet.search import Budget
 from whet.store import Store
 
 SWITCHES = frozenset({"rewrites", "libraries", "regions"})
 """What can be switched off, to see what each is worth."""
+
+MEASURE_S = 6.0
+NOTES = {
+    "original": "eager",
+    "rewrites": "plain library calls, one after another",
+    "kernels": "chosen library kernels, one after another",
+    "region": "chosen library kernels inside one compiled region",
+    "unmerged": "the same, without rewrites that merge or hoist",
+}
 
 
 def optimize(
@@ -89,7 +104,7 @@ def optimize(
         model, args, dict(kwargs or {}), budget_s, strict, store or Store.open(), frozenset(disable),
         progress or (lambda line: None),
     )  # fmt: skip
-    with torch.no_grad():
+    with torch.no_grad(), untouched(model, args, kwargs):
         return walk.run()
 
 
@@ -98,9 +113,9 @@ class _Candidate:
     """A program that might take the original's place."""
 
     name: str
-    program: Program
+    program: Program | None
     rewritten: Rewritten
-    region: Any = None
+    region: bytes | None = None
     error: float = 0.0
 
 
@@ -127,19 +142,29 @@ class _Walk:
         chooser = Chooser(self.store, machine, libraries, region="regions" not in self.disable)
         with self._phase("oracle"):
             oracle = self._oracle(captured)
-        best = self._searched(captured, chooser, oracle)
+        place = recall.place(captured.graph, machine, self.disable, RULES)
+        with self._phase("recall"):
+            best = self._recalled(place, captured, oracle)
+        if best is None:
+            best = self._searched(captured, chooser, oracle) or _Candidate(
+                "original", None, Rewritten(captured.graph)
+            )
+            self._keep(place, captured, best)
+        self.report.rewrites = list(best.rewritten.rows)
+        self.report.engine = best.program.engine if best.program else "original"
+        self.report.kernels = dict(best.program.lowered.kernels) if best.program else {}
         self.report.hits, self.report.misses = chooser.hits, chooser.measured
         self.report.failures = dict(chooser.failures)
         self.report.notes = dict(self.store.notes)
         optimized = Optimized(
-            self.model, best.program if best else None, captured.signature,
+            self.model, best.program, captured.signature,
             updates=tuple(a.name for a, _ in captured.graph.updates),
             report=self.report, strict=self.strict,
         )  # fmt: skip
-        graph = best.rewritten.graph if best else captured.graph
+        graph = best.rewritten.graph
         optimized.__dict__["found"] = Found(
-            captured.graph, graph, self._plan(captured, best),
-            best.region if best else None, self._parameters(graph, captured),
+            captured.graph, graph, self._plan(captured, best), best.region,
+            self._parameters(graph, captured),
         )  # fmt: skip
         self.report.fallbacks = optimized.fallbacks
         return optimized
@@ -172,38 +197,37 @@ class _Walk:
         candidates: list[_Candidate] = []
         try:
             with self._phase("rewrite"):
-                graph = self._rewrite(captured, chooser)
-            with self._phase("kernels"):
-                candidates.append(self._steps("kernels", graph, captured, chooser))
+                graph, *others = self._rewrite(captured)
+            if "rewrites" not in self.disable:
+                plain = replace(chooser, libraries=False)
+                candidates.append(self._steps("rewrites", graph, captured, plain))
+            if "libraries" not in self.disable:
+                with self._phase("kernels"):
+                    self.progress("choosing kernels")
+                    candidates.append(self._steps("kernels", graph, captured, chooser))
             if "regions" not in self.disable:
                 with self._phase("compile"):
-                    candidates += self._regions(graph, captured, chooser)
+                    self.progress("compiling the body")
+                    candidates += self._regions("region", graph, captured, chooser)
+                    for other in others if self._left() > 0.4 * self.budget_s else ():
+                        candidates += self._regions("unmerged", other, captured, chooser)
         except KeyboardInterrupt:
             self.report.stop = "Interrupted"
         with self._phase("measure"):
             return self._measure(captured, candidates, oracle)
 
-    def _rewrite(self, captured: Captured, chooser: Chooser) -> Rewritten:
+    def _rewrite(self, captured: Captured) -> list[Rewritten]:
+        """The graphs worth compiling, the most rewritten first."""
         if "rewrites" in self.disable:
-            return Rewritten(captured.graph)
+            return [Rewritten(captured.graph)]
         self.progress("searching rewrites")
-        found = simplified(captured.graph, self.store, self.budget_s * 0.4)
-        self.report.rewrites = list(found.rows)
-        self.report.stop = found.stop
+        found = rewritten(captured.graph, self.store, Budget(seconds=0.3 * self.budget_s))
+        self.report.stop = found[0].stop
         return found
 
-    def _timer(
-        self, captured: Captured, chooser: Chooser
-    ) -> Callable[[Sequence[Graph]], list[Timing]]:
-        """Measured times of graphs, as library calls one after another, in turns."""
-        inputs = self._inputs(captured)
-
-        def timed(graphs: Sequence[Graph]) -> list[Timing]:
-            programs = [self._program(g, captured, chooser) for g in graphs]
-            calls = {str(k): (lambda p=p: p(inputs)) for k, p in enumerate(programs)}
-            return list(interleaved(calls, budget_s=1.0, min_rounds=5, warmup=1).values())
-
-        return timed
+    def _left(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.budget_s - (time.monotonic() - self.began)
 
     def _program(self, graph: Graph, captured: Captured, chooser: Chooser) -> Program:
         return Program(lower(graph, chooser), self._parameters(graph, captured))
@@ -215,13 +239,12 @@ class _Walk:
     def _steps(
         self, name: str, graph: Rewritten, captured: Captured, chooser: Chooser
     ) -> _Candidate:
-        self.progress("choosing kernels")
         return _Candidate(name, self._program(graph.graph, captured, chooser), graph)
 
     def _regions(
-        self, graph: Rewritten, captured: Captured, chooser: Chooser
+        self, name: str, graph: Rewritten, captured: Captured, chooser: Chooser
     ) -> Iterator[_Candidate]:
-        self.progress("compiling the body")
+        """The body compiled as one region; nothing where that cannot be done, counted."""
         lowered = lower(graph.graph, chooser, literals="inline")
         parameters = self._parameters(graph.graph, captured)
         derived = lowered.derive(parameters.tensors())
@@ -231,44 +254,75 @@ class _Walk:
             chooser.failures[f"inductor: {fault.got or fault.summary}"] += 1
             return
         program = Program(lowered, parameters, built.runner().bind, "inductor")
-        yield _Candidate("inductor", program, graph, built)
+        yield _Candidate(name, program, graph, region_bytes(built))
 
     def _measure(
         self, captured: Captured, candidates: Sequence[_Candidate], oracle: Oracle
     ) -> _Candidate | None:
         """The fastest candidate that is right and surely faster than the original."""
-        inputs = self._inputs(captured)
+        leaves = captured.signature.flatten(self.args, self.kwargs)
+        assert leaves is not None
+        inputs = captured.signature.inputs(leaves)
         right: dict[str, _Candidate] = {}
-        for c in candidates:
-            c.error, good = oracle.judge(c.program(inputs)[: len(oracle.expected)])
-            if good:
-                right[c.name] = c
-            else:
-                note = f"rejected: error {c.error:.2e}, allowed {oracle.allowed:.2e}"
-                self.report.stages.append(Stage(c.name, float("nan"), error=c.error, note=note))
-        self.progress("measuring")
+        stages: list[Stage] = []
         calls: dict[str, Callable[[], object]] = {
             "original": lambda: self.model(*self.args, **self.kwargs)
         }
-        for name, c in right.items():
-            calls[name] = lambda p=c.program: p(inputs)  # type: ignore[misc]
-        timings = interleaved(calls, budget_s=6.0, min_rounds=9)
-        original = timings["original"]
-        stages = [Stage("original", original.median_s, original.spread, oracle.error)]
-        for name, c in right.items():
-            t = timings[name]
-            stages.append(Stage(name, t.median_s, t.spread, c.error, c.program.engine))
-        self.report.stages = stages + self.report.stages
-        chosen = choose(timings, "original")
-        self.report.engine = right[chosen].program.engine if chosen in right else "original"
-        return right.get(chosen)
+        for c in candidates:
+            program = c.program
+            assert program is not None
+            result = captured.signature.unflatten(program(inputs), leaves)
+            c.error, good = oracle.judge(result)
+            if good:
+                right[c.name] = c
+                calls[c.name] = lambda p=program: p(inputs)  # type: ignore[misc]
+            else:
+                note = f"rejected: error {c.error:.2e}, allowed {oracle.allowed:.2e}"
+                stages.append(Stage(c.name, math.nan, error=c.error, note=note))
+        self.progress("measuring")
+        timings = interleaved(calls, budget_s=MEASURE_S, min_rounds=9)
+        for name, t in timings.items():
+            error = right[name].error if name in right else oracle.error
+            stages.append(Stage(name, t.median_s, t.spread, error, NOTES[name]))
+        self.report.stages = stages
+        return right.get(choose(timings, "original"))
 
-    def _plan(self, captured: Captured, best: _Candidate | None) -> Plan:
-        graph = best.rewritten.graph if best else captured.graph
+    def _recalled(self, place: str, captured: Captured, oracle: Oracle) -> _Candidate | None:
+        """What an earlier run found for the same graph on the same machine, if it is still right."""
+        found = recall.recall(
+            self.store, place, captured.graph, self._parameters(captured.graph, captured)
+        )
+        if found is None:
+            return None
+        if found.program is not None:
+            leaves = captured.signature.flatten(self.args, self.kwargs)
+            assert leaves is not None
+            results = found.program(captured.signature.inputs(leaves))
+            _, right = oracle.judge(captured.signature.unflatten(results, leaves))
+            if not right:
+                return None
+        before = Report.from_json(found.report)
+        for name in ("stages", "rewrites", "kernels", "engine", "stop"):
+            setattr(self.report, name, getattr(before, name))
+        self.report.hits += 1
+        steps = tuple(map(Step.parse, found.plan.rewrites))
+        state = Rewritten(found.graph, steps, tuple(before.rewrites), before.stop)
+        return _Candidate("recalled", found.program, state, found.region)
+
+    def _keep(self, place: str, captured: Captured, best: _Candidate) -> None:
+        if self.report.stop == "Interrupted":
+            return
+        plan = self._plan(captured, best)
+        recall.keep(
+            self.store, place, plan, best.rewritten.graph, best.region, self.report.to_json()
+        )
+
+    def _plan(self, captured: Captured, best: _Candidate) -> Plan:
+        program = best.program
         return Plan(
-            captured.graph.digest, graph.digest, best.program.engine if best else "original",
-            torch.get_num_threads(), best.program.lowered.chosen if best else {},
-            best.rewritten.certificate if best else (),
+            captured.graph.digest, best.rewritten.graph.digest,
+            program.engine if program else "original", torch.get_num_threads(),
+            program.lowered.chosen if program else {}, best.rewritten.certificate,
         )  # fmt: skip
 
     def _inputs(self, captured: Captured) -> list[Tensor]:
@@ -283,6 +337,3 @@ class _Walk:
             yield
         finally:
             self.report.phases[name] = self.report.phases.get(name, 0.0) + time.monotonic() - start
-
-
-__all__ = ["Lowered", "optimize"]

@@ -1,8 +1,8 @@
 """The certificate: what was rewritten, so that anyone can do it again and believe only the prover.
 
     certificate := step *                          one line of JSON each
-    step        := conjecture, form, before, after, match *
-    match       := tensors, scope, roots, literals, flipped     nodes by digest
+    step        := before, after, place +          applied at once
+    place       := conjecture, form, tensors, scope, roots, literals, flipped     nodes by digest
 
 `verify_certificate` needs the original graph and nothing that the optimizer found out: each
 statement is parsed and proven again, each left side built from the bindings and compared with what
@@ -29,38 +29,64 @@ class CertificateError(WhetError):
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step: a proven statement applied at one or more places at once.
+class Place:
+    """A proven statement at one place.
 
     Attributes:
         statement: what was applied.
         proof: its proof, for readers; verification proves it again.
-        before, after: digests of the graph.
-        places: bindings of each match, as plain data.
+        bindings: of the match, as plain data.
     """
 
     statement: Statement
     proof: str
-    before: str
-    after: str
-    places: tuple[Mapping[str, Any], ...]
+    bindings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """The rule's name."""
         return self.statement.conjecture.name
 
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Digests of the nodes that were replaced."""
+        return tuple(self.bindings["roots"])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: statements applied at one or more places at once.
+
+    Attributes:
+        before, after: digests of the graph.
+        places: what was applied where.
+    """
+
+    before: str
+    after: str
+    places: tuple[Place, ...]
+
+    @property
+    def name(self) -> str:
+        """Names of the rules."""
+        return ", ".join(dict.fromkeys(p.name for p in self.places))
+
     def __str__(self) -> str:
-        """One line of JSON; `Step.parse` reads it."""
-        form = self.statement.form
-        data = {
-            "conjecture": self.statement.conjecture.text,
-            "form": [form.width, form.ranks, form.values, form.absent, form.ones],
-            "proof": self.proof,
-            "before": self.before,
-            "after": self.after,
-            "places": self.places,
-        }
+        """One line of JSON; `Step.parse` reads it. Each statement is written once."""
+        statements: dict[str, tuple[Statement, str]] = {}
+        for p in self.places:
+            statements.setdefault(p.statement.text, (p.statement, p.proof))
+        number = {text: k for k, text in enumerate(statements)}
+        rows = [
+            {
+                "conjecture": s.conjecture.text,
+                "form": [s.form.width, s.form.ranks, s.form.values, s.form.absent, s.form.ones],
+                "proof": proof,
+            }
+            for s, proof in statements.values()
+        ]
+        places = [{"statement": number[p.statement.text]} | p.bindings for p in self.places]
+        data = {"before": self.before, "after": self.after, "statements": rows, "places": places}
         return json.dumps(data, ensure_ascii=False)
 
     @staticmethod
@@ -68,38 +94,27 @@ class Step:
         """Read what `str` wrote. Raises `CertificateError` for anything else."""
         try:
             data = json.loads(line)
-            width, ranks, values, absent, ones = map(_tuples, data["form"])
-            statement = Statement(
-                Conjecture(data["conjecture"]), Form(width, ranks, values, absent, ones)
-            )
-            places = tuple(data["places"])
-            return Step(statement, data["proof"], data["before"], data["after"], places)
-        except (ValueError, TypeError, KeyError, WhetError) as fault:
+            statements = []
+            for row in data["statements"]:
+                width, ranks, values, absent, ones = map(_tuples, row["form"])
+                form = Form(width, ranks, values, absent, ones)
+                statements.append((Statement(Conjecture(row["conjecture"]), form), row["proof"]))
+            places = []
+            for row in data["places"]:
+                statement, proof = statements[row["statement"]]
+                bindings = {k: v for k, v in row.items() if k != "statement"}
+                places.append(Place(statement, proof, bindings))
+            return Step(data["before"], data["after"], tuple(places))
+        except (ValueError, TypeError, KeyError, IndexError, WhetError) as fault:
             raise CertificateError(
                 "not a step of a certificate", got=line[:80], expected=fault
             ) from None
 
 
-def steps_of(before: Graph, group: Sequence[Match], after: Graph) -> tuple[Step, ...]:
-    """The steps that lead from `before` to `after` by a group of matches.
-
-    Matches of one statement make one step; with several statements there are several steps, and the
-    graphs between them are built here.
-    """
-    by_statement: dict[str, list[Match]] = {}
-    for m in group:
-        by_statement.setdefault(m.rule.statement.text, []).append(m)
-    found: list[Step] = []
-    graph = before
-    for number, part in enumerate(by_statement.values(), 1):
-        moved = after if len(by_statement) == 1 else apply_matches(graph, part)
-        rule = part[0].rule
-        places = tuple(map(_place, part))
-        found.append(Step(rule.statement, str(rule.proof), graph.digest, moved.digest, places))
-        graph = moved
-        if number == len(by_statement) and graph.digest != after.digest:
-            raise CertificateError("a group of matches depends on its order")
-    return tuple(found)
+def step_of(before: Graph, group: Sequence[Match], after: Graph) -> Step:
+    """The step that leads from `before` to `after` by a group of matches."""
+    places = tuple(Place(m.rule.statement, str(m.rule.proof), _place(m)) for m in group)
+    return Step(before.digest, after.digest, places)
 
 
 def verify_certificate(
@@ -124,12 +139,14 @@ def verify_certificate(
                 "a step starts from another graph",
                 expected=step.before, got=graph.digest, where=where,
             )  # fmt: skip
-        verdict = prover.prove(step.statement)
-        if not isinstance(verdict, Rule):
-            raise CertificateError("a step is not proven", got=verdict, where=where)
         nodes = {n.digest: n for n in graph.nodes}
+        group = []
         try:
-            group = [_matched(verdict, place, nodes) for place in step.places]
+            for place in step.places:
+                verdict = prover.prove(place.statement)
+                if not isinstance(verdict, Rule):
+                    raise CertificateError("a step is not proven", got=verdict, where=where)
+                group.append(_matched(verdict, place.bindings, nodes))
             graph = apply_matches(graph, group)
         except (KeyError, IndexError, TypeError) as fault:
             raise CertificateError("a step's bindings are not in the graph", got=fault,

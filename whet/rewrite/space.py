@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from whet.errors import GraphError
 from whet.ir.graph import Graph, Node
-from whet.rewrite.certificate import Step, steps_of
+from whet.rewrite.certificate import Step, step_of
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.pattern import Match, apply_matches, matches
@@ -100,7 +100,7 @@ class RewriteSpace:
             before, move = self._reached[graph]
             moves.append((before, move, graph))
             graph = before
-        return tuple(s for b, m, a in reversed(moves) for s in steps_of(b, m.matches, a))
+        return tuple(step_of(b, m.matches, a) for b, m, a in reversed(moves))
 
     def _moves(self, graph: Graph, conjecture: Conjecture) -> Iterator[Move]:
         found = list(matches(graph, conjecture, self.prover))

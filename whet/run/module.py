@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whet.backend.artifact import Region
 from whet.errors import InputError
 from whet.ir.graph import Graph
 from whet.plan import Plan
@@ -33,7 +32,7 @@ class Found:
     source: Graph
     graph: Graph
     plan: Plan
-    region: Region | None
+    region: bytes | None
     parameters: Parameters
 
 

@@ -1,28 +1,56 @@
-"""Rewriting a captured graph: proven rules, applied where a predicted cost falls."""
+"""Rewriting a captured graph: what is searched, with which rules, and what is kept of it.
+
+Two searches, one after the other, both priced by prediction:
+
+    folded   rules that leave no doubt: folding into weights, neutral elements, whole operators
+             from their pieces, movement
+    merged   from there on with every rule: merging products that share an operand, hoisting,
+             association. Whether these pay depends on library and shape, so both graphs go on to
+             be compiled and measured.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
 from whet.ir.graph import Graph
+from whet.rewrite.certificate import Step
+from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
-from whet.rewrite.pattern import Match, apply_matches, matches
 from whet.rewrite.prove import Prover
+from whet.rewrite.space import RewriteSpace
 from whet.run.pricing import predicted
 from whet.run.record import Rewrite
+from whet.search import Budget, Greedy, search
 from whet.store import Store
+
+RULES = tuple(c.text for c in CONJECTURES.values())
+"""Texts of all rules: what a search depends on."""
+
+_DOUBTFUL = ("merge", "hoist", "associate", "compose", "distribute", "add linears")
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A graph after rewrites, with what was applied."""
+    """A graph after rewrites, with what was applied.
+
+    Attributes:
+        graph: what the steps lead to.
+        steps: of the certificate, in order.
+        rows: the same for readers.
+        stop: why the search ended.
+    """
 
     graph: Graph
+    steps: tuple[Step, ...] = ()
     rows: tuple[Rewrite, ...] = ()
-    certificate: tuple[str, ...] = ()
     stop: str = ""
+
+    @property
+    def certificate(self) -> tuple[str, ...]:
+        """One line a step."""
+        return tuple(map(str, self.steps))
 
 
 class Proofs(MutableMapping[str, str]):
@@ -50,27 +78,26 @@ class Proofs(MutableMapping[str, str]):
         return len(self.store.keys("proof"))
 
 
-def simplified(graph: Graph, store: Store, budget_s: float) -> Rewritten:
-    """Apply every rule wherever all its matches together lower the predicted cost, to a fixpoint."""
+def rewritten(graph: Graph, store: Store, budget: Budget) -> list[Rewritten]:
+    """The graphs worth compiling: all rules first, then without those in doubt, if that differs."""
     prover = Prover(Proofs(store))
-    deadline = time.monotonic() + budget_s
-    rows: list[Rewrite] = []
-    cost, changed = predicted(graph).seconds, True
-    while changed:
-        changed = False
-        for conjecture in CONJECTURES.values():
-            if time.monotonic() > deadline:
-                return Rewritten(graph, tuple(rows), (), "Budget")
-            group = list(matches(graph, conjecture, prover))
-            if not group:
-                continue
-            new = apply_matches(graph, group)
-            price = predicted(new).seconds
-            if price < cost * 0.9999:
-                rows += [_row(graph, m) for m in group]
-                graph, cost, changed = new, price, True
-    return Rewritten(graph, tuple(rows), (), "Saturated")
+    sure = {n: c for n, c in CONJECTURES.items() if not n.startswith(_DOUBTFUL)}
+    folded = _searched(Rewritten(graph), sure, prover, budget)
+    merged = _searched(folded, CONJECTURES, prover, budget)
+    return [merged] if merged.graph == folded.graph else [merged, folded]
 
 
-def _row(graph: Graph, match: Match) -> Rewrite:
-    return Rewrite(match.rule.name, graph.where.get(match.roots[0], ""), str(match.rule.proof))
+def _searched(
+    start: Rewritten, rules: Mapping[str, Conjecture], prover: Prover, budget: Budget
+) -> Rewritten:
+    space = RewriteSpace(start.graph, predicted, prover, rules, single=False)
+    outcome = search(space, Greedy(), budget.part())
+    best = outcome.best.state
+    steps = space.certificate(best)
+    lines = {n.digest: line for g in (start.graph, best) for n, line in g.where.items()}
+    rows = [
+        Rewrite(place.name, lines.get(place.roots[0], ""), place.proof)
+        for step in steps
+        for place in step.places
+    ]
+    return Rewritten(best, start.steps + steps, (*start.rows, *rows), str(outcome.stop))

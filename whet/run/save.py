@@ -72,7 +72,7 @@ def save(optimized: Optimized, folder: str | os.PathLike[str]) -> Path:
             (beside / "report.json").write_text(json.dumps(optimized.report.to_json(), indent=1))
             torch.save({"parameters": values, "constants": constants}, beside / "parameters.pt")
             if found.region is not None:
-                found.region.save(beside / "region")
+                _unpack(found.region, beside / "region")
             _swap(beside, place)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -195,8 +195,12 @@ def region_from(data: bytes, folder: str | os.PathLike[str]) -> Bind:
         StoreError: the bytes are damaged.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            archive.extractall(folder)
+        _unpack(data, Path(folder))
     except (zipfile.BadZipFile, OSError) as fault:
         raise StoreError("a stored region is damaged", got=fault) from fault
     return load_region(folder).bind
+
+
+def _unpack(data: bytes, folder: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        archive.extractall(folder)
