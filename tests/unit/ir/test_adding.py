@@ -20,13 +20,11 @@ from whet.ir.ops import define, instance
 from whet.ir.types import DType, TensorType
 
 PAGE = Path(__file__).parents[3] / "docs" / "adding-an-operator.md"
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-)
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def table() -> Iterator[None]:
     """The table, put back afterwards."""
     before = dict(ops.TABLE)
     yield
@@ -41,8 +39,9 @@ def run_page() -> None:
         "touched": touched, "classify": classify, "nest": nest, "c_text": c_text,
         "adjoint": adjoint, "torch": torch,
     }  # fmt: skip
-    assert len(BLOCKS) == 3
-    for block in BLOCKS:
+    blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+    assert len(blocks) == 3
+    for block in blocks:
         exec(compile(block, PAGE.name, "exec"), names)
 
 

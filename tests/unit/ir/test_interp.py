@@ -229,6 +229,13 @@ def test_a_guard_that_picks_one_point_is_a_gather() -> None:
     assert largest(lambda: same(record(text, x, ids), want)) < 200
 
 
+def test_a_place_that_is_no_integer_is_nowhere() -> None:
+    text = "y = f(x[i], at[j])\ny[j] = sum[i](x[i] if i == at[j] else 0)"
+    same(record(text, R(3).abs() + 1, torch.tensor([0.5, -0.5])), torch.zeros(2).double())
+    text = "y = f(x[k], at[k], rows=V)\ny[v] = sum[k](x[k] if at[k] == v else 0)"
+    same(record(text, R(2), torch.tensor([1.5, 9.0]), rows=3), torch.zeros(3).double())
+
+
 def test_windows_are_views() -> None:
     x, w = R(1, 8, 40, 40), R(8, 1, 3, 3)
     attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}

@@ -184,6 +184,16 @@ class Body:
         do = exact_arithmetic if a.exact else self.ring.arithmetic
         return Value(do(fn, a.along(axes), b.along(axes)), axes)
 
+    def integral(self, e: Expr) -> bool:
+        """Whether `e` is certain to be an integer: made of indices and exact tensors alone."""
+        return all(
+            not isinstance(x.value, float) if isinstance(x, Num)
+            else not self.tensors[x.tensor].is_floating_point() if isinstance(x, Load)
+            else x.fn != "/" and x.fn not in FUNCTIONS if isinstance(x, Call)
+            else True
+            for x in ex.walk(e)
+        )  # fmt: skip
+
     def truth(self, e: Expr) -> Value:
         """`e` as a truth value."""
         return _truth(self.value(e))

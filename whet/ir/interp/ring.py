@@ -125,7 +125,7 @@ class Floats:
         return t
 
     def running(self, kind: str, t: Tensor, dim: int) -> Tensor:
-        return _running(kind, t, dim)
+        return running(kind, t, dim)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.bmm(a, b)
@@ -233,7 +233,7 @@ class Field:
             return torch.stack(parts, dim) if parts else t
         if kind == "sum":
             return (t.to(torch.int64).cumsum(dim) % PRIME).to(t.dtype)
-        return _running(kind, t, dim)
+        return running(kind, t, dim)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Exact through float64 BLAS: limbs of 16 bits, so that sums stay below 2**53."""
@@ -314,7 +314,8 @@ def torch_function(name: str) -> Callable[..., Tensor]:
     return found
 
 
-def _running(kind: str, t: Tensor, dim: int) -> Tensor:
+def running(kind: str, t: Tensor, dim: int) -> Tensor:
+    """Running sum, prod, max or min of plain integers or floats."""
     match kind:
         case "sum":
             return t.cumsum(dim)

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from whet.ir import expr as ex
 from whet.ir.expr import ONE, ZERO, Call, Expr, Index, Num, Reduce, Select, free
 from whet.ir.interp.contraction import contract, fold
+from whet.ir.interp.ring import running
 from whet.ir.interp.value import Value, expand, union, where
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def reduced(body: Body, e: Reduce) -> Value:
     guards, inner = _peel(e)
     factors = [inner]
     if e.kind == "sum":
-        if isinstance(inner, Call) and inner.fn in ("+", "-") and _separates(inner, guards):
+        if isinstance(inner, Call) and inner.fn in ("+", "-") and _separates(inner):
             left, right = (reduced(body, Reduce("sum", e.axes, _guarded(guards, x, ZERO)))
                            for x in inner.args)  # fmt: skip
             return body.arithmetic(inner.fn, left, right)
@@ -85,7 +85,7 @@ def _flatten(e: Expr, factors: list[Expr], guards: list[Expr]) -> None:
             factors.append(e)
 
 
-def _separates(e: Call, guards: Sequence[Expr]) -> bool:
+def _separates(e: Call) -> bool:
     """Whether a sum of terms is cheaper summed term by term: both terms are products."""
     return all(isinstance(x, Call) and x.fn == "*" for x in e.args) and any(
         free(y) < free(x) for x in e.args for y in ex.children(x) if not isinstance(y, Num)
@@ -112,7 +112,12 @@ def _picked(body: Body, e: Reduce, factors: Sequence[Expr], guards: Sequence[Exp
         if not (isinstance(g, Call) and g.fn == "=="):
             continue
         for axis, at in (g.args, g.args[::-1]):
-            if isinstance(axis, Index) and axis.name in e.axes and not free(at) & set(e.axes):
+            if (
+                isinstance(axis, Index)
+                and axis.name in e.axes
+                and not free(at) & set(e.axes)
+                and body.integral(at)
+            ):
                 name, (start, size) = axis.name, body.span[axis.name]
                 here = {name: at}
                 rest = [ex.substitute(x, here) for x in guards if x is not g]
@@ -148,18 +153,12 @@ def _running(
         t = t if up else t.flip(dim)
         if t.dtype == torch.bool:
             t = t.to(torch.int64)
-        t = body.ring.running(e.kind, t, dim) if t.is_floating_point() else _ints(e.kind, t, dim)
+        t = (body.ring.running if t.is_floating_point() else running)(e.kind, t, dim)
         if g.fn == "<" and t.shape[dim]:
             first = torch.full_like(t.narrow(dim, 0, 1), body.neutral(e.kind, t))
             t = torch.cat([first, t.narrow(dim, 0, t.shape[dim] - 1)], dim)
         return Value(t if up else t.flip(dim), tuple(i if x == j else x for x in axes))
     return None
-
-
-def _ints(kind: str, t: Tensor, dim: int) -> Tensor:
-    from whet.ir.interp.ring import FLOAT64
-
-    return FLOAT64.running(kind, t, dim)
 
 
 def _scattered(
@@ -178,6 +177,7 @@ def _scattered(
                 isinstance(axis, Index)
                 and axis.name not in e.axes
                 and free(at) & set(e.axes)
+                and body.integral(at)
                 and not any(axis.name in free(x) for x in others)
             ):
                 targets.append(axis.name)
