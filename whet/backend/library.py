@@ -139,6 +139,9 @@ def resolve(target: str) -> Callable[..., object]:
 def run_opaque(node: Node, tensors: Sequence[Tensor]) -> list[Tensor]:
     """All results of an opaque node.
 
+    Operands are made contiguous first: some calls below torch's own surface (the backward of group
+    norm is one) read memory in order without a look at the strides.
+
     Args:
         node: made by `whet.ir.graph.opaque` with statics as above.
         tensors: its operands, in order.
@@ -150,7 +153,7 @@ def run_opaque(node: Node, tensors: Sequence[Tensor]) -> list[Tensor]:
 
     def fill(value: object) -> object:
         if isinstance(value, Operand):
-            return tensors[value.index]
+            return tensors[value.index].contiguous()
         return [fill(v) for v in value] if isinstance(value, list) else value
 
     given = {name: fill(value) for name, value in kwargs.items()}

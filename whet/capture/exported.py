@@ -17,10 +17,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from whet.errors import CaptureError
@@ -104,6 +105,80 @@ def arguments(node: fx.Node) -> dict[str, object]:
         elif argument.has_default_value():
             found[argument.name] = argument.default_value
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A traced training step; results by the names of the traced program.
+
+    Attributes:
+        module: forward and backward in one.
+        owned: placeholder to the module's parameter or buffer.
+        results: names of the results, in order.
+        loss: the result that is the loss.
+        gradients: result to the parameter that it is the gradient of.
+        updates: result to the buffer that takes it, or to the placeholder of an input.
+    """
+
+    module: fx.GraphModule
+    owned: Mapping[str, str]
+    results: tuple[str, ...]
+    loss: str
+    gradients: Mapping[str, str]
+    updates: Mapping[str, str]
+
+
+class _Loss(nn.Module):
+    """A module followed by its loss."""
+
+    def __init__(self, module: nn.Module, loss: Callable[[object], Tensor]) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, *inputs: object) -> tuple[Tensor]:
+        return (self.loss(self.module(*inputs)),)
+
+
+def joint(
+    module: nn.Module,
+    inputs: tuple[object, ...],
+    loss: Callable[[object], Tensor],
+    kept: Callable[[str], bool],
+) -> Step:
+    """Forward and backward of a module and its loss, decomposed as far as `kept` asks.
+
+    Raises:
+        CaptureError: it does not trace; the user's line is shown.
+    """
+    from torch._functorch.aot_autograd import aot_export_module
+
+    table = torch.export.default_decompositions()
+    kept_out = {op: how for op, how in table.items() if not kept(str(op))}
+    with quiet(), whole_attention():
+        try:
+            traced, signature = aot_export_module(
+                _Loss(module, loss), inputs, trace_joint=True, output_loss_index=0,
+                decompositions=kept_out,
+            )  # fmt: skip
+        except Exception as fault:
+            raise untraceable(fault) from fault
+    owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    backward = signature.backward_signature
+    assert backward is not None
+    assert isinstance(traced, fx.GraphModule)
+    (output,) = (n for n in traced.graph.nodes if n.op == "output")
+    results = tuple(str(getattr(r, "name", "")) for r in output.args[0])
+    # What is written stands first. (`loss_output` names the first result, written or not.)
+    loss_at = len(signature.buffers_to_mutate) + len(signature.user_inputs_to_mutate)
+    return Step(
+        traced,
+        {k: v.removeprefix("module.") for k, v in owned.items()},
+        results,
+        results[loss_at],
+        {k: v.removeprefix("module.") for k, v in backward.gradients_to_parameters.items()},
+        {str(k): v.removeprefix("module.") for k, v in signature.buffers_to_mutate.items()}
+        | {str(k): str(v) for k, v in signature.user_inputs_to_mutate.items()},
+    )
 
 
 def load(path: Path) -> ExportedProgram:

@@ -41,10 +41,10 @@ REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "hints_wrap
 # Backward calls, and what of the forward call's by-products they take that a gradient derived from
 # the record does without.
 UNREAD = {
-    "aten.max_pool2d_with_indices_backward.default": "indices",
-    "aten.max_pool3d_with_indices_backward.default": "indices",
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": "logsumexp",
-    "aten.native_batch_norm_backward.default": "save_mean",
+    "aten.max_pool2d_with_indices_backward.default": ("indices",),
+    "aten.max_pool3d_with_indices_backward.default": ("indices",),
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": ("logsumexp",),
+    "aten.native_batch_norm_backward.default": ("save_mean", "save_invstd"),
 }
 
 
@@ -294,7 +294,7 @@ def _reads(reader: fx.Node, value: fx.Node) -> bool:
     unread = UNREAD.get(str(reader.target))
     if unread is None:
         return True
-    return any(a is value for k, a in exported.arguments(reader).items() if k != unread)
+    return any(a is value for k, a in exported.arguments(reader).items() if k not in unread)
 
 
 def _dense(n: fx.Node) -> bool:

@@ -131,14 +131,11 @@ def softmax_backward(
 # -- norms ---------------------------------------------------------------------------------------
 def _epsilon(rstd: Node) -> float:
     """The number under the root of the reciprocal deviation that the forward call returned."""
-    at: Node | None = rstd
-    for op in ("reshape", "rsqrt", "add"):
-        if at is not None and at.op == op:
-            at = at.args[1 if op == "add" else 0]
-        elif op != "reshape":
-            raise NoMapping("statistics of unknown origin")
-    value = at.attr("value") if at is not None and at.op == "full" else None
-    if not isinstance(value, float):
+    at = rstd
+    while at.op in ("reshape", "rsqrt", "add"):
+        at = at.operands[-1]
+    value = at.attr("value")
+    if at.op != "full" or not isinstance(value, float):
         raise NoMapping("statistics of unknown origin")
     return value
 
@@ -274,7 +271,7 @@ def flash_attention(
 ) -> Value:
     """Attention, as it is spelled below autograd; the logarithm it also gives has no record."""
     call.only(0)
-    return [attention(call, query, key, value, attn_mask, dropout_p, is_causal, scale)]
+    return [attention(call, query, key, value, attn_mask, dropout_p, is_causal, scale, True)]
 
 
 @aten("_scaled_dot_product_flash_attention_for_cpu_backward")
@@ -294,7 +291,7 @@ def flash_attention_backward(
     """Gradients of query, key and value."""
     if dropout_p > 0:
         raise NoMapping("draws random numbers")
-    operands, attrs = attention_operands(query, key, value, attn_mask, is_causal, scale, False)
+    operands, attrs = attention_operands(query, key, value, attn_mask, is_causal, scale, True)
     return [apply(f"attention~{name}", *operands, grad_out, **attrs) for name in "qkv"]
 
 
