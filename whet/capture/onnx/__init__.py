@@ -4,10 +4,10 @@
 
     load_onnx("model.onnx", sizes={"batch": 1})        a Captured, as from torch
 
-Versions 6 to 28 of the operator set are read. What is static (shapes, axes, splits) must be known at
-import: constants are followed through any computation, and an input that never changes may be
-`fixed`. An operator without a row is replaced by its definition in the standard, if it has one; what
-then remains is refused by name, never guessed.
+Versions 6 to 28 of the operator set are read. What is static (shapes, axes, splits) must be known
+at import: constants are followed through any computation, and an input that never changes may be
+`fixed`. An operator without a row is replaced by its definition in the standard, if it has one;
+what then remains is refused by name, never guessed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from whet.capture.onnx.importer import Refused, Walk
 from whet.capture.onnx.model import OnnxModel
 from whet.capture.onnx.module import OnnxModule, qualified
 from whet.errors import CaptureError
-from whet.ir.graph import Graph
+from whet.ir.graph import Graph, Node
 from whet.run.signature import Signature, TensorArgument
 
 __all__ = ["OPSETS", "OnnxModule", "load_onnx"]
@@ -129,7 +129,7 @@ def _captured(graph: Graph, walk: Walk) -> Captured:
     ]
     places = {n: k for k, n in enumerate(graph.inputs)}
     slots: list[tuple[str, Any]] = []
-    outputs = []
+    outputs: list[Node] = []
     for n in graph.outputs:
         if n in places:
             slots.append(("argument", places[n]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,10 +55,13 @@ IGNORED: Mapping[str, frozenset[str]] = {
 }
 
 
-def onnx(*names: str) -> Callable[[Handler], Handler]:
+F = TypeVar("F", bound=Handler)
+
+
+def onnx(*names: str) -> Callable[[F], F]:
     """Register a handler for operators: "Relu", or "com.microsoft.Gelu" of another domain."""
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: F) -> F:
         ROWS.update(dict.fromkeys(names, handler))
         return handler
 

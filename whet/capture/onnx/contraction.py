@@ -80,8 +80,9 @@ def einsum(call: Call, *operands: Node, equation: str) -> Node:
     """An einsum; its ellipsis and implicit output are written out as for torch."""
     dtype = operands[0].dtype
     like = aten_call.Call(
-        "aten.einsum", (TensorType(dtype, ()),), frozenset({0}), call.walk.constant
-    )
+        "aten.einsum", (TensorType(dtype, ()),), frozenset({0}), call.walk.constant,
+        call.walk.known, dense=True,
+    )  # fmt: skip
     y = aten_einsum(like, equation, list(operands))
     return cast(y, dtype)
 

@@ -81,7 +81,8 @@ def _stacked(values: Sequence[Node], axis: int) -> Node:
 @onnx("Scan")
 def scan(
     call: Call, *values: Node, body: OnnxGraph, num_scan_inputs: int,
-    scan_input_axes: Sequence[int] | None = None, scan_input_directions: Sequence[int] | None = None,
+    scan_input_axes: Sequence[int] | None = None,
+    scan_input_directions: Sequence[int] | None = None,
     scan_output_axes: Sequence[int] | None = None,
     scan_output_directions: Sequence[int] | None = None, directions: Sequence[int] | None = None,
 ) -> Value:  # fmt: skip
@@ -181,4 +182,3 @@ def split_to_sequence(
         lengths = [min(each, size - i) for i in range(0, size, each)]
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     return [[cut(x, k, end - n, end) for n, end in zip(lengths, ends, strict=True)]]
-

@@ -77,9 +77,7 @@ def range_(call: Call, start: Node, limit: Node, delta: Node) -> Node:
 @onnx("EyeLike")
 def eye_like(call: Call, x: Node, dtype: int | None = None, k: int = 0) -> Node:
     """Ones on a diagonal."""
-    rows, columns = (
-        apply("arange", size=n, start=0, step=1, dtype=DType.i64) for n in sizes(x)
-    )
+    rows, columns = (apply("arange", size=n, start=0, step=1, dtype=DType.i64) for n in sizes(x))
     row = apply("add", aligned(rows, 2, 0), filled(k, DType.i64, ()))
     hit = apply("eq", row, reshape(columns, (1, sizes(x)[1])))
     return cast(expand(hit, sizes(x)), x.dtype if dtype is None else dtype_of(dtype))

@@ -209,7 +209,7 @@ class Walk:
             raise self._refusal(node, str(why)) from None
         except RecordError as fault:
             raise self._refusal(node, f"{fault.summary}: {fault.got}") from fault
-        results = value if isinstance(value, list) else [value]
+        results: list[Value] = list(value) if isinstance(value, list) else [value]
         for found in results:
             self._place(found, node)
         return results

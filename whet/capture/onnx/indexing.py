@@ -113,9 +113,7 @@ def scatter_elements(
 
 
 @onnx("ScatterND")
-def scatter_nd(
-    call: Call, x: Node, indices: Node, updates: Node, reduction: str = "none"
-) -> Node:
+def scatter_nd(call: Call, x: Node, indices: Node, updates: Node, reduction: str = "none") -> Node:
     """x with whole blocks written at places of several dims, the dims merged for the while."""
     shape = sizes(x)
     depth = sizes(indices)[-1]
@@ -163,9 +161,7 @@ def one_hot(call: Call, indices: Node, depth: Node, values: Node, axis: int = -1
 
 
 @onnx("TopK")
-def top_k(
-    call: Call, x: Node, k: Node, axis: int = -1, largest: int = 1, sorted: int = 1
-) -> Value:
+def top_k(call: Call, x: Node, k: Node, axis: int = -1, largest: int = 1, sorted: int = 1) -> Value:
     """The largest or smallest along a dim; of equal ones the first."""
     d = axis_in(axis, len(x.shape))
     count = int(call.scalar(k, "k"))
@@ -217,5 +213,3 @@ def col2im(
     shape = (batch, rows // math.prod(block), *image)
     (y,) = library("aten.col2im.default", args, TensorType(x.dtype, shape))
     return y
-
-

@@ -313,7 +313,8 @@ def hardmax(call: Call, x: Node, axis: int | None = None) -> Node:
     flat = x if call.opset >= 13 else reshape(x, (math.prod(shape[:k]), math.prod(shape[k:])))
     at = k if call.opset >= 13 else 1
     seen = sizes(flat)
-    first = reshape(apply("argmax", flat, axis=at), [1 if d == at else n for d, n in enumerate(seen)])
+    kept = [1 if d == at else n for d, n in enumerate(seen)]
+    first = reshape(apply("argmax", flat, axis=at), kept)
     line = apply("arange", size=seen[at], start=0, step=1, dtype=DType.i64)
     hit = apply("eq", aligned(line, len(seen), at), first)
     return reshape(cast(hit, x.dtype), shape)

@@ -199,10 +199,8 @@ def recurrent(
             tuple(activation_beta), clip,
         )  # fmt: skip
         step = kind.cell(style, _weights(w, r, b, p, way, kind.gates), flag)
-        state = tuple(
-            filled(0, x.dtype, (batch, hidden)) if s is None else apply("select", s, axis=0, index=way)
-            for s in starts
-        )
+        zero = filled(0, x.dtype, (batch, hidden))
+        state = tuple(zero if s is None else apply("select", s, axis=0, index=way) for s in starts)
         backwards = direction == "reverse" or way == 1
         order = list(range(steps))[::-1] if backwards else list(range(steps))
         seen: list[Node] = [xs[0]] * steps
@@ -213,9 +211,7 @@ def recurrent(
                 # Beyond a sequence's end its state stays, and what is shown is zero. Read from
                 # behind, a shorter sequence so starts where it ends.
                 inside = mask[t]
-                state = tuple(
-                    apply("where", inside, n, s) for n, s in zip(new, state, strict=True)
-                )
+                state = tuple(apply("where", inside, n, s) for n, s in zip(new, state, strict=True))
                 shown = apply("where", inside, shown, literal(0, shown))
             else:
                 state = new

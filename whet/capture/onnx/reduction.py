@@ -156,4 +156,3 @@ def normalized(x: Node, norm: Node, axes: Sequence[int]) -> Node:
     kept = reshape(norm, shape)
     zero = apply("eq", kept, literal(0, kept))
     return apply("where", zero, literal(0, x), apply("div", x, kept))
-

@@ -33,15 +33,30 @@ class Line:
     end: float = 1.0
 
 
+def _half_pixel(a: Line, k: int) -> float:
+    return (k + 0.5) / a.scale - 0.5
+
+
+def _symmetric(a: Line, k: int) -> float:
+    """Sizes that the scale does not hit exactly are centred."""
+    return (a.size / 2) * (1 - a.out / (a.size * a.scale)) + _half_pixel(a, k)
+
+
+def _crop(a: Line, k: int) -> float:
+    last = a.size - 1
+    if a.out == 1:
+        return 0.5 * (a.start + a.end) * last
+    return a.start * last + k * (a.end - a.start) * last / (a.out - 1)
+
+
 # coordinate_transformation_mode: where output k of a line lies among its inputs
 PLACES: dict[str, Callable[[Line, int], float]] = {
-    "half_pixel":           lambda a, k: (k + 0.5) / a.scale - 0.5,
-    "half_pixel_symmetric": lambda a, k: (a.size / 2) * (1 - a.out / (a.size * a.scale)) + (k + 0.5) / a.scale - 0.5,
-    "pytorch_half_pixel":   lambda a, k: (k + 0.5) / a.scale - 0.5 if a.out > 1 else 0.0,
+    "half_pixel":           _half_pixel,
+    "half_pixel_symmetric": _symmetric,
+    "pytorch_half_pixel":   lambda a, k: _half_pixel(a, k) if a.out > 1 else 0.0,
     "align_corners":        lambda a, k: k * (a.size - 1) / (a.out - 1) if a.out > 1 else 0.0,
     "asymmetric":           lambda a, k: k / a.scale,
-    "tf_crop_and_resize":   lambda a, k: a.start * (a.size - 1) + k * (a.end - a.start) * (a.size - 1) / (a.out - 1)
-                            if a.out > 1 else 0.5 * (a.start + a.end) * (a.size - 1),
+    "tf_crop_and_resize":   _crop,
 }  # fmt: skip
 NEAREST: dict[str, Callable[[float, Line], int]] = {
     "round_prefer_floor": lambda p, a: math.ceil(p - 0.5),
@@ -113,6 +128,11 @@ def resize(
         raise NoMapping(f"coordinates {coordinate_transformation_mode}")
     places = {d: [place(a, k) for k in range(a.out)] for d, a in lines.items()}
     crops = coordinate_transformation_mode == "tf_crop_and_resize"
+    if coordinate_transformation_mode == "align_corners":
+        if any(a.size * a.scale != a.out and a.out > 1 for a in lines.values()):
+            raise NoMapping(
+                "aligned corners at a scale that rounds, which runtimes read in two ways"
+            )
     same = [d for d, a in lines.items() if a.out == a.size and a.scale == 1 and not crops]
     places = {d: p for d, p in places.items() if d not in same}
     if mode == "nearest":

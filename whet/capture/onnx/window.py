@@ -16,7 +16,7 @@ Ints = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Per spatial dim; `extra` is how far a last window may overhang the padding, below a stride."""
+    """Per spatial dim; `extra`: how far a last window may overhang the padding, below a stride."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -54,7 +54,7 @@ def window(
     auto_pad: str,
     ceil_mode: int = 0,
 ) -> Window:
-    """The window of a convolution or pooling over x. Raises `NoMapping` for more than three dims."""
+    """The window of a convolution or pooling over x. Raises `NoMapping` beyond three dims."""
     rank, shape = len(kernel), sizes(x)[2:]
     if not 1 <= rank <= 3 or rank != len(shape):
         raise NoMapping(f"windows of {rank} dims over a tensor of rank {len(x.shape)}")
