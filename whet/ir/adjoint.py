@@ -246,7 +246,8 @@ class _Reverse:
                 share = call("/", cot, b)
                 return share, call("*", call("*", share, y), Num(-1))
             case "**", (a, Num(int(n))):
-                return call("*", call("*", cot, Num(n)), call("**", a, Num(n - 1))), ZERO
+                power = a if n == 2 else call("**", a, Num(n - 1))
+                return call("*", call("*", cot, Num(n)), power), ZERO
             case "**", _:
                 fn = "pow"
             case "%", (a, b):

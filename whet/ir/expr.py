@@ -230,7 +230,8 @@ def show(e: Expr, outer: int = 0) -> str:
     match e:
         case Num(value):
             text = str(value)
-            return f"({text})" if outer >= 6 and (" " in text or text.startswith("-")) else text
+            compound = " " in text or "*" in text or text.startswith("-")
+            return f"({text})" if outer >= 6 and compound else text
         case Index(name):
             return name
         case Load(tensor, index, outside):
@@ -243,7 +244,7 @@ def show(e: Expr, outer: int = 0) -> str:
                 return f"[{show(test)}]"
             return f"({show(then)} if {show(test)} else {show(other)})"
         case Call("not", (x,)):
-            return f"(not {show(x)})"
+            return f"(not {show(x, 4)})"
         case Call(fn, (a, b)) if fn in _BINDING:
             level = _BINDING[fn]
             text = f"{show(a, level)} {fn} {show(b, level + 1)}"

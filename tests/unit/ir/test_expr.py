@@ -109,6 +109,7 @@ TEXTS = [
     "x[i + 1]", "(x[i * 2 - 3] or 0)", "sum[j](x[j] * x[i])", "[i < 3]", "(x[i] if i <= 3 else 0)",
     "exp(x[i]) / (1 + exp(x[i]))", "x[i] - (x[i] - 1)", "(1 + x[i])**2", "maximum(x[i], 0)",
     "x[i] * (-1)", "2 - i % 3 // 2", "(x[i] if i == 2 or not i < 1 and 0 < i else inf)",
+    "(x[i] if (not (i < 1 or 3 < i)) and i == 2 else 0)",
     "x[x[i]]", "max[j]((x[j] if j <= i else -inf))",
 ]  # fmt: skip
 
@@ -125,5 +126,6 @@ def test_what_is_shown_reads_back_the_same(text):
 def test_numbers_that_need_brackets():
     assert show(call("*", X, Num(-1))) == "x[i, j] * (-1)"
     assert show(call("*", i, Num(N + 1))) == "i * (1 + N)"
+    assert show(call("/", X, Num(N * 2))) == "x[i, j] / (2*N)"
     assert show(Num(math.inf)) == "inf"
     assert show(Load("x", ())) == "x[()]"

@@ -114,7 +114,8 @@ def test_what_a_node_shows():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (1, "1"), (True, "True"), (1.0, "1.0"), (float("inf"), "inf"), ("a'b", '"a\'b"'), (None, "None"),
+        (1, "1"), (True, "True"), (1.0, "1.0"), (float("inf"), "inf"), ("a'b", '"a\'b"'),
+        (None, "None"),
         ((1,), "(1,)"), ((1, (2, 3)), "(1, (2, 3))"), ((), "()"), (DType.f16, "dtype.f16"),
         (Poly.symbol("N") * 2, "size('2*N')"), (TensorType(F32, (2,)), "type('f32', (2,))"),
     ],
