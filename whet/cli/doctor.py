@@ -1,7 +1,8 @@
 """`whet doctor`: is everything in order? Versions, machine, measured peaks, compiler, store.
 
-Each finding is a row (what, fine or not, what there is); exit code 1 says that something that whet
-cannot do without is missing. Peaks are measured on the first run, in about five seconds.
+Each finding is a row (what, fine or not, what there is). Exit code 1 says that something that whet
+cannot do without is missing or broken; its row says so in capitals. Peaks are measured on the first
+run, in about five seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ OPTIONAL = ("onnx", "onnxruntime", "openvino", "transformers")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A row: `state` is "ok", "absent" (optional and not there), "slow", or "MISSING"."""
+    """A row: `state` is "ok", "absent" (optional, and not there), "slow", or in capitals."""
 
     what: str
     state: str
@@ -42,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Prints the findings; 1 if something is missing."""
+    """Prints the findings; 1 if something is missing or broken."""
     machine = Machine.detect()
     checks: list[Callable[[], Iterator[Finding]]] = [
         _versions,
@@ -58,11 +59,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         findings += check()
     rows = [[f.what, f.state, f.detail] for f in findings]
     console.print(table.aligned(rows, left=(0, 1, 2)))
-    missing = [f.what for f in findings if f.state == "MISSING"]
+    wrong = [f"{f.what} {f.state.lower()}" for f in findings if f.state.isupper()]
     console.print()
-    console.print(f"missing: {', '.join(missing)}" if missing else "all in order")
+    console.print(", ".join(wrong) if wrong else "all in order")
     console.finish({"findings": [asdict(f) for f in findings], "machine": machine.to_json()})
-    return 1 if missing else 0
+    return 1 if wrong else 0
 
 
 def _versions() -> Iterator[Finding]:
@@ -110,13 +111,11 @@ def _store() -> Iterator[Finding]:
 
     with Store.open() as store:
         stats = store.stats()
-    if stats.path is None:
-        yield Finding("store", "slow", "in memory only, so nothing is remembered")
-    else:
+    if stats.path is not None:
         rows = table.counted(stats.rows, "row")
         yield Finding("store", "ok", f"{stats.path}: {rows}, {table.size(stats.bytes)}")
     for note in stats.notes:
-        yield Finding("store", "slow", note)
+        yield Finding("store", "BROKEN", f"{note}; set WHET_CACHE to another folder")
 
 
 def _peaks(machine: Machine, again: bool) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from whet.cli.options import add_model, add_search, short
 from whet.errors import UnsupportedError
 from whet.report import page, table, text
 from whet.run.record import Opaque, Report
+from whet.store import Store
 
 if TYPE_CHECKING:
     from whet.capture.source import Source
@@ -90,7 +91,16 @@ def check_place(out: Path) -> None:
 
 
 def loaded(args: argparse.Namespace, console: Console) -> Source:
-    """The model that `args` name, with torch told how many threads to use."""
+    """The model that `args` name, with torch told how many threads to use.
+
+    Raises:
+        StoreError: nothing can be remembered. Better to hear that before a minute of measuring; in
+            Python, where nobody may be there to hear it, the store goes on in memory.
+        CaptureError: there is no such model.
+    """
+    with Store.open(strict=True) as store:
+        store.put("check", "writable", True)
+        store.delete("check", "writable")
     console.progress("loading torch")
     from whet.capture.source import load
     from whet.run.trial import use_threads

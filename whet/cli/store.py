@@ -34,18 +34,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Does it, on the user's own store.
 
     Raises:
-        WhetError: `export` or `import` without a file, or with one that cannot be used.
+        WhetError: `export` or `import` without a file, or with one that cannot be used; there is
+            no store, and none can be made.
     """
     if args.what in ("export", "import") and args.file is None:
         raise WhetError(f"whet store {args.what} needs a file", expected=f"{args.what} FILE")
-    with Store.open() as store:
+    with Store.open(strict=True) as store:
         console.finish(ACTS[args.what](store, args, console))
     return 0
 
 
 def _stats(store: Store, args: argparse.Namespace, console: Console) -> dict[str, Any]:
     stats = store.stats()
-    console.print(f"store  {stats.path or 'in memory only'}")
+    console.print(f"store  {stats.path}")
     if stats.kinds:
         rows = [["kind", "rows", "size"]]
         rows += [[k, str(n), table.size(size)] for k, (n, size) in sorted(stats.kinds.items())]
@@ -53,8 +54,6 @@ def _stats(store: Store, args: argparse.Namespace, console: Console) -> dict[str
         console.print(table.aligned(rows))
     else:
         console.print("it is empty")
-    for note, times in stats.notes.items():
-        console.print(f"note   {note} ({table.counted(times, 'time')})")
     return asdict(stats) | {"rows": stats.rows, "bytes": stats.bytes}
 
 
