@@ -12,8 +12,9 @@ the libraries one after another; traced, it is the region that Inductor compiles
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,17 +64,41 @@ class Lowered:
     chosen: Mapping[str, str]
     inputs: tuple[Slot, ...] = field(default=())
 
-    def derive(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+    def derive(
+        self, values: Mapping[str, Tensor], slots: Collection[Slot] | None = None
+    ) -> list[Tensor]:
         """Run the prologue.
 
         Args:
             values: tensors of parameter and constant leaves by name.
+            slots: which of `derived` to compute; all by default. Steps that no others need are
+                left out.
         """
+        wanted = list(self.derived if slots is None else slots)
+        needed: set[Slot | None] = set(wanted)
+        for step in reversed(self.prologue):
+            if step.target in needed:
+                needed.update(step.operands)
         table: dict[Slot | None, Any] = {None: None}
-        table |= {s: values[n.name].detach() for s, n in self.leaves.items()}
+        table |= {s: values[n.name].detach() for s, n in self.leaves.items() if s in needed}
         for step in self.prologue:
-            table[step.target] = step.call(*(table[s] for s in step.operands))
-        return [table[s] for s in self.derived]
+            if step.target in needed:
+                table[step.target] = step.call(*(table[s] for s in step.operands))
+        return [table[s] for s in wanted]
+
+    def affected(self, names: Collection[str]) -> list[Slot]:
+        """Which of `derived` depend on these leaves, by name."""
+        found = {s for s, leaf in self.leaves.items() if leaf.name in names}
+        for step in self.prologue:
+            if any(s in found for s in step.operands):
+                found.add(step.target)
+        return [s for s in self.derived if s in found]
+
+    @cached_property
+    def copied(self) -> frozenset[str]:
+        """Names of the leaves whose values the prologue copies, rather than hands on."""
+        read = {s for step in self.prologue for s in step.operands}
+        return frozenset(leaf.name for s, leaf in self.leaves.items() if s in read)
 
     def function(self) -> Callable[..., tuple[Tensor, ...]]:
         """The body as a Python function of inputs, then derived values; values die at last use."""

@@ -175,13 +175,12 @@ def _piece(tensor: Tensor) -> memoryview | None:
         return None
     storage = tensor.untyped_storage()
     size = tensor.element_size()
-    middle = tensor.storage_offset() + sum(
-        n // 2 * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    start, stop = middle * size, storage.nbytes()
+    first = int(tensor.storage_offset())
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    start, stop = (first + sum(n // 2 * step for n, step in steps)) * size, storage.nbytes()
     if tensor.is_contiguous():
-        stop = (tensor.storage_offset() + tensor.numel()) * size
-        start = max(tensor.storage_offset() * size, min(start, stop - _PIECE))
+        stop = (first + tensor.numel()) * size
+        start = max(first * size, min(start, stop - _PIECE))
     count = min(_PIECE, stop - start)
     raw = torch.empty(0, dtype=torch.uint8).set_(storage, start, (count,), (1,))
-    return memoryview(raw.numpy())
+    return raw.numpy().data

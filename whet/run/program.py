@@ -23,6 +23,8 @@ from whet.errors import InputError
 from whet.run.engine import Bind, Bound, steps
 from whet.run.parameters import Mark, Parameters
 
+_OTHERS = "the parameters are not those of the program"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
@@ -98,7 +100,7 @@ class Program:
         The mark comes first: what changes while values are derived is found by the next call.
         """
         if reason := self.parameters.misfit():
-            raise InputError("the parameters are not those of the program", got=reason)
+            raise InputError(_OTHERS, got=reason)
         lowered = self.lowered
         # Normal tensors, even where the first call comes under inference mode.
         with torch.inference_mode(False), torch.no_grad():
@@ -106,11 +108,17 @@ class Program:
             slots = lowered.derived
             if before is not None:
                 slots = tuple(lowered.affected(before.mark.changes(mark)))
-            new = dict(zip(slots, lowered.derive(mark.tensors, slots), strict=True))
-            if before is not None:
-                new = dict(zip(lowered.derived, before.derived, strict=True)) | new
-            derived = tuple(new[s] for s in lowered.derived)
-            return _State(mark, derived, self.bind(derived))
+            try:
+                new = dict(zip(slots, lowered.derive(mark.tensors, slots), strict=True))
+                if before is not None:
+                    new = dict(zip(lowered.derived, before.derived, strict=True)) | new
+                derived = tuple(new[s] for s in lowered.derived)
+                return _State(mark, derived, self.bind(derived))
+            except RuntimeError as fault:  # a layout that no library packs
+                reason = f"parameters cannot be packed: {str(fault).splitlines()[0]}"
+                raise InputError(
+                    "the parameters are not those of the program", got=reason
+                ) from fault
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run once.

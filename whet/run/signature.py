@@ -7,13 +7,14 @@ result    := result k | argument k | fixed value   in the order of the flattened
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class TensorArgument:
         """Why `value` cannot be passed here, or None."""
         if not isinstance(value, Tensor):
             return f"expected a tensor, got {type(value).__name__}"
+        if type(value) is not Tensor and type(value) is not nn.Parameter:
+            return f"expected a plain tensor, got a {type(value).__name__}"
+        if value.layout is not torch.strided:
+            return f"expected a dense tensor, got {_short(value.layout)}"
         if value.dim() != len(self.shape):
             return f"expected rank {len(self.shape)}, got rank {value.dim()}"
         if value.dtype != self.dtype:
@@ -76,6 +81,32 @@ class Signature:
     results: tuple[tuple[str, Any], ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    _plain: tuple[TensorArgument, ...] | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        tensors = tuple(a for a in self.arguments if isinstance(a, TensorArgument))
+        stars = pytree.tree_unflatten([0] * len(self.arguments), self.in_spec)
+        flat = stars == ((0,) * len(tensors), {}) and len(tensors) == len(self.arguments)
+        object.__setattr__(self, "_plain", tensors if flat else None)
+
+    def fits(self, args: tuple[object, ...]) -> bool:
+        """Whether these positional arguments are at first sight what the program is for.
+
+        A short way past `flatten` and `misfit` for calls with tensors alone; False leaves it open.
+        """
+        known = self._plain
+        if known is None or len(args) != len(known):
+            return False
+        for argument, value in zip(known, args, strict=True):
+            if not (
+                type(value) is Tensor
+                and value.shape == argument.shape
+                and value.dtype is argument.dtype
+                and value.layout is torch.strided
+                and value.device.type == argument.device
+            ):
+                return False
+        return True
 
     def flatten(
         self, args: tuple[object, ...], kwargs: Mapping[str, object]
@@ -83,6 +114,40 @@ class Signature:
         """Leaves of a call's arguments, or None where their structure is another one."""
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         return leaves if spec == self.in_spec else None
+
+    def rearranged(
+        self,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        forward: inspect.Signature,
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        """The same call written as the captured one was: by position or by name, defaults or not.
+
+        Args:
+            forward: the original's; calls that it does not take come back as they are.
+        """
+        try:
+            given = forward.bind(*args, **kwargs)
+        except TypeError:  # the original says it better
+            return args, dict(kwargs)
+        given.apply_defaults()
+        values = given.arguments
+        captured_args, captured_kwargs = pytree.tree_unflatten(
+            [a.name for a in self.arguments], self.in_spec
+        )
+        names = [
+            p.name for p in forward.parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ][: len(captured_args)]  # fmt: skip
+        asked = [*names, *captured_kwargs]
+        fixed = all(
+            not v if (p := forward.parameters[k]).kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            else v is p.default
+            for k, v in values.items() if k not in asked
+        )  # fmt: skip
+        if len(names) < len(captured_args) or not fixed or not set(asked) <= set(values):
+            return args, dict(kwargs)
+        return tuple(values[n] for n in names), {n: values[n] for n in captured_kwargs}
 
     def misfit(self, leaves: Sequence[object]) -> str | None:
         """Why these leaves are not what the program was made for, or None."""
@@ -141,5 +206,5 @@ class Signature:
         )
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _short(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
