@@ -268,8 +268,20 @@ class Statement:
 
     @functools.cached_property
     def symbols(self) -> dict[str, object]:
-        """The scope in which every size and number is a symbol."""
-        return self.scope(Poly.symbol)
+        """The scope in which every size and number is a symbol.
+
+        Raises:
+            ConjectureError: two names would share a symbol, as B0 and a group *B do.
+        """
+        seen: set[str] = set()
+
+        def symbol(name: str) -> Poly:
+            if name in seen:
+                raise ConjectureError(f"two sizes would be called {name}", where=self.text)
+            seen.add(name)
+            return Poly.symbol(name)
+
+        return self.scope(symbol)
 
     def scope(self, value: Callable[[str], Size]) -> dict[str, object]:
         """A scope with `value(name)` for every size and number; groups and tuples are numbered."""

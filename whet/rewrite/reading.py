@@ -121,6 +121,9 @@ class Reader:
         found = place.let(out, env, known)
         if tm.count(found) > _LIMIT:
             raise Unreadable(f"more than {_LIMIT} terms")
+        dtype = node.attr("dtype")
+        if dtype is not None and node.operands:  # a cast may round: nothing is known of it
+            return tm.of(Applied(f"as {dtype}", (found,)))
         return found
 
 

@@ -53,8 +53,9 @@ def spell_factor(f: Factor, names: Names, depth: int = 0) -> str:
                 texts = sorted(set(texts))
             return f"{fn}({', '.join(texts)})"
         case Fold(kind, cases):
+            inner = depth + 1  # its axes must not be called like those of the term around it
             texts = [
-                _least(c.bound, names, depth, functools.partial(_case, c, depth)) for c in cases
+                _least(c.bound, names, inner, functools.partial(_case, c, inner)) for c in cases
             ]
             texts = sorted(texts if kind == "prod" else set(texts))
             return f"{kind}{{{'; '.join(texts)}}}"

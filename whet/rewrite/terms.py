@@ -102,9 +102,8 @@ def scaled(s: Sum, by: Fraction | int) -> Sum:
 
 
 def times(a: Sum, b: Sum) -> Sum:
-    """The product; bound axes of `b` are renamed where both sides bind."""
-    if any(t.bound for t in a):
-        b = refresh(b)
+    """The product; bound axes of `b` get new names."""
+    b = refresh(b)
     return tuple(
         Term(
             x.coefficient * y.coefficient,
@@ -159,12 +158,16 @@ def moved_term(t: Term, to: Mapping[str, Size]) -> Term:
 
 
 def moved(s: Sum, to: Mapping[str, Size]) -> Sum:
-    """`s` with axes replaced everywhere."""
-    return tuple(moved_term(t, to) for t in s) if to else s
+    """`s` with free axes replaced."""
+    return tuple(moved_term(t, _outside(t.bound, to)) for t in s) if to else s
+
+
+def _outside(bound: tuple[str, ...], to: Mapping[str, Size]) -> Mapping[str, Size]:
+    return {k: v for k, v in to.items() if k not in bound} if bound else to
 
 
 def moved_factor(f: Factor, to: Mapping[str, Size]) -> Factor:
-    """`f` with axes replaced everywhere."""
+    """`f` with free axes replaced."""
     match f:
         case Element(tensor, index):
             return Element(tensor, tuple(substitute(i, to) for i in index))
@@ -173,10 +176,11 @@ def moved_factor(f: Factor, to: Mapping[str, Size]) -> Factor:
         case Applied(fn, args):
             return Applied(fn, tuple(moved(a, to) for a in args))
         case Fold(kind, cases):
-            return Fold(kind, tuple(
-                Case(c.bound, frozenset(substitute(g, to) for g in c.guards), moved(c.body, to))
-                for c in cases
-            ))  # fmt: skip
+            return Fold(kind, tuple(_moved_case(c, _outside(c.bound, to)) for c in cases))
+
+
+def _moved_case(c: Case, to: Mapping[str, Size]) -> Case:
+    return Case(c.bound, frozenset(substitute(g, to) for g in c.guards), moved(c.body, to))
 
 
 def symbols(size: Size) -> frozenset[str]:
