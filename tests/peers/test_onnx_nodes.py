@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("onnx")
-
 from tests.peers.onnx_nodes import Outcome, attempt, cases, table
 
 LEAST = 0.85  # of the cases with float32 inputs and fixed shapes; measured: see bench/results

@@ -71,6 +71,7 @@ def _onnx() -> Any:
         import onnx
         import onnx.external_data_helper
         import onnx.inliner
+        import onnx.shape_inference
     except ImportError:
         raise CaptureError(
             "reading ONNX models needs the package onnx", hint="pip install 'whet[onnx]'"
@@ -153,32 +154,71 @@ def _inlined(model: Any, known: Collection[str]) -> Any:
     while True:
         unknown = {(n.domain, n.op_type) for n in _nodes(model.graph)}
         unknown = {k for k in unknown if (f"{k[0]}.{k[1]}" if k[0] else k[1]) not in known}
-        expanded = model
+        before = _count(model, unknown)
         for key in sorted(unknown):
-            expanded = _expanded(onnx, expanded, key)
-        if expanded is model:
+            model = _expanded(onnx, model, key)
+        if not unknown or _count(model, unknown) == before:
             return model
-        model = expanded
 
 
 def _expanded(onnx: Any, model: Any, key: tuple[str, str]) -> Any:
-    if not _defined(onnx, key):
-        return model
-    try:
-        found = onnx.inliner.inline_selected_functions(model, [key], inline_schema_functions=True)
-    except Exception:  # its types cannot be inferred: the operator stays, and is refused by name
-        return model
-    left = sum((n.domain, n.op_type) == key for n in _nodes(found.graph))
-    before = sum((n.domain, n.op_type) == key for n in _nodes(model.graph))
-    return found if left < before else model
-
-
-def _defined(onnx: Any, key: tuple[str, str]) -> bool:
+    """The model with every node of an operator replaced by the operator's definition, if it can."""
     domain, op = key
-    return any(
-        s.name == op and s.domain == domain and (s.has_function or s.has_context_dependent_function)
-        for s in onnx.defs.get_all_schemas_with_history()
-    )
+    version = next((o.version for o in model.opset_import if o.domain == domain), 0)
+    try:
+        schema = onnx.defs.get_schema(op, version, domain)
+    except onnx.defs.SchemaError:
+        return model
+    if not (schema.has_function or schema.has_context_dependent_function):
+        return model
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for node in _nodes(wide.graph):
+        if (node.domain, node.op_type) == key:
+            _spell_out(schema, node)
+    try:
+        return onnx.inliner.inline_selected_functions(wide, [key], inline_schema_functions=True)
+    except RuntimeError:  # it knows no type for an input that is left out
+        try:
+            return _by_hand(onnx, wide, schema, version)
+        except (RuntimeError, onnx.shape_inference.InferenceError):
+            return model
+
+
+def _spell_out(schema: Any, node: Any) -> None:
+    """Give a node the attributes it leaves to their defaults: a definition refers to them."""
+    given = {a.name for a in node.attribute}
+    for name, attribute in schema.attributes.items():
+        if name not in given and attribute.default_value.name:
+            node.attribute.append(attribute.default_value)
+
+
+def _by_hand(onnx: Any, model: Any, schema: Any, version: int) -> Any:
+    """The same through functions of the model's own, one for each node of the outermost graph."""
+    if not schema.has_context_dependent_function:
+        return model
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type for v in (*graph.input, *graph.output, *graph.value_info)}
+    for t in graph.initializer:
+        types[t.name] = onnx.helper.make_tensor_type_proto(t.data_type, t.dims)
+    latest = max(v for v in schema.context_dependent_function_opset_versions if v <= version)
+    for k, node in enumerate(model.graph.node):
+        if (node.domain, node.op_type) != (schema.domain, schema.name):
+            continue
+        known = [types.get(n, onnx.TypeProto()).SerializeToString() for n in node.input]
+        text = schema.get_context_dependent_function_with_opset_version(
+            latest, node.SerializeToString(), known
+        )
+        function = model.functions.add()
+        function.ParseFromString(text)
+        node.domain = function.domain = "whet.definitions"
+        node.op_type = function.name = f"{schema.name}_{k}"
+    model.opset_import.append(onnx.helper.make_opsetid("whet.definitions", 1))
+    return onnx.inliner.inline_local_functions(model)
+
+
+def _count(model: Any, keys: Collection[tuple[str, str]]) -> int:
+    return sum((n.domain, n.op_type) in keys for n in _nodes(model.graph))
 
 
 def _nodes(graph: Any) -> list[Any]:

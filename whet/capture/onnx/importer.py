@@ -20,13 +20,18 @@ from whet.backend.library import run_opaque
 from whet.capture.aten.call import dtype_of as torch_name
 from whet.capture.onnx.call import IGNORED, MOVED, ROWS, Call, NoMapping, Value, dtype_of
 from whet.capture.onnx.model import OnnxGraph, OnnxModel, OnnxNode, OnnxValue, Unreadable
-from whet.errors import CaptureError, RecordError
+from whet.errors import CaptureError, WhetError
 from whet.ir.graph import Graph, Node, leaf, topological
 from whet.ir.interp import NATIVE, run_instance
 from whet.ir.types import TensorType
 
 _FOLDED_ELEMENTS = 1 << 20  # a constant computed at import that is larger is left to the program
 _KEPT_ELEMENTS = 1 << 16  # one that large is cheaper to compute than to store
+# What a handler trips over when a file says what the standard does not allow.
+_MISFITS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 class Refused(Exception):
@@ -207,8 +212,13 @@ class Walk:
             value = handler(call, *inputs, **attributes)
         except NoMapping as why:
             raise self._refusal(node, str(why)) from None
-        except RecordError as fault:
+        except (CaptureError, Refused):
+            raise
+        except WhetError as fault:
             raise self._refusal(node, f"{fault.summary}: {fault.got}") from fault
+        except _MISFITS as fault:
+            reason = f"its inputs or attributes do not fit ({type(fault).__name__}: {fault})"
+            raise self._refusal(node, reason) from fault
         results: list[Value] = list(value) if isinstance(value, list) else [value]
         for found in results:
             self._place(found, node)
