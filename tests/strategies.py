@@ -26,6 +26,7 @@ from whet.ir.types import DType, Poly, TensorType
 Draw = Callable[[st.SearchStrategy], object]
 FLOATS = (DType.f32, DType.f64, DType.f16, DType.bf16)
 SIZES = st.integers(1, 4)
+SHAPES = st.lists(SIZES, max_size=4) | st.tuples(*[SIZES] * 4)  # images as often as all others
 
 
 def _pointwise(arity: int) -> tuple[str, ...]:
@@ -223,7 +224,7 @@ def graphs(
     """
     inputs = []
     for k in range(draw(st.integers(1, 3))):
-        shape: tuple[int | Poly, ...] = tuple(draw(st.lists(SIZES, max_size=4) | st.tuples(*[SIZES] * 4)))
+        shape: tuple[int | Poly, ...] = tuple(draw(SHAPES))
         if symbolic and shape:
             shape = (Poly.symbol("N"), *shape[1:])
         dtype = draw(st.sampled_from([*FLOATS, DType.i64]))

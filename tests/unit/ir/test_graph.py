@@ -143,7 +143,7 @@ def test_opaque_calls_and_their_results():
 def chain(n: int) -> Graph:
     y = x()
     for k in range(n):
-        y = apply("add", apply("neg", y), full(float(k), F32))
+        y = apply("add", apply("neg", y), full(k % 7, F32))
     return Graph((x(),), (y,))
 
 
@@ -163,7 +163,7 @@ def test_operands_stand_before_users():
 
 def test_chains_of_ten_thousand():
     g = chain(10_000)
-    assert len(g.nodes) == 30_001
+    assert len(g.nodes) == 20_008
     negated = g.rewrite(lambda n, args: apply("abs", *args) if n.op == "neg" else None)
     assert sum(n.op == "abs" for n in negated.nodes) == 10_000
     assert negated.digest != g.digest
