@@ -9,6 +9,9 @@ again = whet.load("model.whet")
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Machine", "Plan", "load", "optimize", "save"]
 
 _PLACES = {
-    "optimize": "whet.optimize",
     "load": "whet.run.save",
     "save": "whet.run.save",
     "Plan": "whet.plan",
@@ -28,12 +30,28 @@ _PLACES = {
 }
 
 
+class _Package(types.ModuleType):
+    """The package, whose `optimize` is the function even when the module of that name is loaded.
+
+    Importing a submodule sets it as an attribute of its package; that is ignored for this one.
+    """
+
+    @property
+    def optimize(self) -> Any:
+        return importlib.import_module("whet.optimize").optimize
+
+    @optimize.setter
+    def optimize(self, value: object) -> None:
+        pass
+
+
 def __getattr__(name: str) -> Any:
     """Names that a user types, imported when they are first asked for (torch takes a second)."""
-    import importlib
-
     if name not in _PLACES:
         raise AttributeError(f"module 'whet' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PLACES[name]), name)
     globals()[name] = value
     return value
+
+
+sys.modules[__name__].__class__ = _Package

@@ -81,6 +81,12 @@ def test_help_loads_nothing_heavy() -> None:
     assert all(f"  {verb}" in done.stdout for verb in VERBS)
 
 
+def test_optimize_is_the_function_whatever_was_imported_first() -> None:
+    script = "import whet.optimize, whet; assert callable(whet.optimize), whet.optimize"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_it_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "whet.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True)
