@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from whet.capture import exported
-from whet.capture.aten import handler_of
+from whet.capture.aten import kept
 from whet.capture.captured import Foreign, Live
 from whet.capture.translate import Translation
 from whet.errors import CaptureError
@@ -61,7 +61,7 @@ def capture_joint(
     Raises:
         CaptureError: it does not trace, its shapes depend on data, or the loss is no number.
     """
-    step = exported.joint(module, inputs, loss, lambda target: handler_of(target) is not None)
+    step = exported.joint(module, inputs, loss, kept)
     translation = Translation()
     leaves: dict[str, Node] = {}
     values: list[object] = []

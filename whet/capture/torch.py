@@ -20,7 +20,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.export.graph_signature import TensorArgument as TensorSpec
 
 from whet.capture import exported
-from whet.capture.aten import handler_of
+from whet.capture.aten import kept
 from whet.capture.captured import Captured, Live
 from whet.capture.translate import Translation
 from whet.errors import CaptureError
@@ -55,7 +55,7 @@ def capture(
         args, kwargs = own
     if program is None or exported.symbolic(program):
         program = exported.export(module, tuple(args), kwargs)
-    program = exported.functional(program, lambda target: handler_of(target) is not None)
+    program = exported.functional(program, kept)
     captured = _Importer(program, module).captured()
     leaves = captured.signature.flatten(tuple(args), kwargs)
     misfit = "another structure" if leaves is None else captured.signature.misfit(leaves)
@@ -76,6 +76,7 @@ class _Importer:
         self.arguments: list[Argument] = []
         self.names: list[str] = []
         self.leaves: dict[str, Node] = {}
+        self.devices: set[str] = set()
 
     def captured(self) -> Captured:
         placeholders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
@@ -116,11 +117,23 @@ class _Importer:
         if isinstance(arg, ConstantArgument):
             self.arguments.append(FixedArgument(arg.name, arg.value))
             return arg.value
+        if kind is InputKind.TOKEN:
+            raise CaptureError(
+                "the model has effects that a graph cannot carry",
+                got="a call that prints, checks values by raising, or talks to the outside",
+            )
         if not isinstance(arg, TensorSpec):
             raise CaptureError(
                 f"an input of kind {type(arg).__name__}", expected="tensors, numbers, flags, None"
             )
         type_ = self.translation.type_of(node.meta["val"], node)
+        self.devices.add(str(node.meta["val"].device))
+        if len(self.devices) > 1:
+            raise CaptureError(
+                "the model and its inputs lie on several devices",
+                expected="one device", got=", ".join(sorted(self.devices)),
+                where=target or node.name,
+            )  # fmt: skip
         if kind is InputKind.USER_INPUT:
             made = leaf("input", node.name, type_)
             value = node.meta["val"]

@@ -19,7 +19,7 @@ from whet.capture.aten.call import cast, dtype_of
 from whet.capture.captured import Foreign
 from whet.errors import CaptureError, RecordError, UnsupportedError
 from whet.ir.graph import Node, item, leaf, opaque
-from whet.ir.types import TensorType
+from whet.ir.types import DType, TensorType
 
 # Arguments that place memory and change no value.
 PLACEMENT = frozenset(
@@ -107,6 +107,8 @@ class Translation:
         reason = "no record computes it"
         if not exported.pure(n):
             raise CaptureError(f"{target} writes to its operands", where=line)
+        if any(d is DType.c64 for d in _dtypes(types, arguments)):
+            handler, reason = None, "complex numbers"
         if handler is not None:
             try:
                 value = self._handled(handler, n, target, types, arguments)
@@ -270,7 +272,10 @@ class Translation:
                 f"{target} cannot be carried: {fault.summary}", got=fault.got, where=line
             ) from fault
         if not flat:
-            raise CaptureError(f"{target} gives no tensor", where=line)
+            raise CaptureError(
+                f"{target} gives a number that depends on data, or nothing", where=line,
+                hint="keep it a tensor: x.sum() instead of x.sum().item()",
+            )  # fmt: skip
         node = opaque(target, operands, statics, flat)
         self.foreign.append(Foreign(node, target, line, reason))
         self._place(node, line)
@@ -287,6 +292,21 @@ def _values(argument: object, known: Mapping[fx.Node, object]) -> object:
     if isinstance(argument, list | tuple):
         return [_values(a, known) for a in argument]
     return argument
+
+
+def _dtypes(types: Sequence[TensorType | None], arguments: object) -> set[DType]:
+    """Element types of a call's results and operands."""
+    found = {t.dtype for t in types if t is not None}
+    pending = [arguments]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Node):
+            found.add(value.dtype)
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return found
 
 
 def _reads(reader: fx.Node, value: fx.Node) -> bool:

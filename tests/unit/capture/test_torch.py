@@ -250,6 +250,19 @@ def test_opaque_call_is_listed_with_line_and_reason() -> None:
     same(run(captured, X), TopK()(X))
 
 
+def test_complex_numbers_stay_in_the_library() -> None:
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(x.reshape(3, 2, 2))
+            turn = torch.polar(torch.ones(2), torch.tensor([0.5, 0.7]))
+            return torch.view_as_real(pairs * turn).flatten(1)
+
+    x = X.float()
+    captured = capture(Module(), (x,))
+    assert "aten.mul.Tensor: complex numbers" in str(captured.foreign[-2])
+    torch.testing.assert_close(run(captured, x), Module()(x), check_dtype=False)
+
+
 @pytest.mark.parametrize(
     ("call", "target"),
     [
@@ -258,6 +271,7 @@ def test_opaque_call_is_listed_with_line_and_reason() -> None:
         (lambda x: F.max_pool1d(x, 2, return_indices=True), "aten.max_pool1d_with_indices.default"),
         (lambda x: torch.searchsorted(x[0].sort().values, x), "aten.searchsorted.Tensor"),
         (torch.erfc, "aten.erfc.default"),
+        (lambda x: torch.linalg.inv(x[:, :3] + 9), "aten.linalg_inv.default"),
         (lambda x: torch.bucketize(x, torch.arange(3.0)), "aten.bucketize.Tensor"),
     ],
 )
@@ -358,6 +372,13 @@ class Loop(nn.Module):
         return y
 
 
+class Item(nn.Module):
+    """A number taken out of a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sum().item()  # the line
+
+
 class Strides(nn.Module):
     """Memory read as it lies."""
 
@@ -373,6 +394,7 @@ class Strides(nn.Module):
         (Raises(), "does not trace"),
         (Loop(), "control flow by while_loop"),
         (Strides(), "reads memory by strides"),
+        (Item(), "a number that depends on data"),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
 )
@@ -396,6 +418,15 @@ def test_element_types_without_a_name_are_refused() -> None:
 
     with pytest.raises(CaptureError, match="no tensors of torch.complex128"):
         capture(Module(), (X,))
+
+
+def test_models_over_several_devices_are_refused() -> None:
+    class Module(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y.to("cpu")
+
+    with pytest.raises(CaptureError, match="several devices"):
+        capture(Module(), (X, X.to("meta")))
 
 
 def test_a_wrong_mapping_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
