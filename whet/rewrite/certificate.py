@@ -85,7 +85,7 @@ class Step:
             }
             for s, proof in statements.values()
         ]
-        places = [{"statement": number[p.statement.text]} | p.bindings for p in self.places]
+        places = [{"statement": number[p.statement.text], **p.bindings} for p in self.places]
         data = {"before": self.before, "after": self.after, "statements": rows, "places": places}
         return json.dumps(data, ensure_ascii=False)
 
