@@ -127,7 +127,8 @@ class _Importer:
                 f"an input of kind {type(arg).__name__}", expected="tensors, numbers, flags, None"
             )
         type_ = self.translation.type_of(node.meta["val"], node)
-        self.devices.add(str(node.meta["val"].device))
+        if type_.rank:  # a lone number on the CPU goes with any device
+            self.devices.add(str(node.meta["val"].device))
         if len(self.devices) > 1:
             raise CaptureError(
                 "the model and its inputs lie on several devices",
