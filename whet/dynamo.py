@@ -71,7 +71,7 @@ def backend(
         try:
             # Dynamo is in the midst of tracing; what is traced within must not see that.
             with torch._guards.tracing(None), torch.no_grad():
-                optimized = optimize(lifted, lifted.inputs(examples), **chosen)
+                optimized = optimize(lifted, lifted.inputs(examples), strict=strict, **chosen)
             if strangers := set(optimized.updates) - set(lifted.names):
                 reason = f"it writes to its inputs: {', '.join(sorted(strangers))}"
             else:
