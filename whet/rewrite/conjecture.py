@@ -378,7 +378,10 @@ def build(
                         name: along(op, name, formula.evaluate(e, scope), (*nodes, None)[0])
                         for name, e in attrs
                     }
-                    done[p] = apply(op, *nodes, **values)
+                    try:
+                        done[p] = apply(op, *nodes, **values)
+                    except ArithmeticError as fault:
+                        raise ConjectureError(f"{op} has no size", got=fault) from None
         return done[p]
 
     made = [make(p) for p in patterns]

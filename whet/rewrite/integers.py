@@ -23,6 +23,11 @@ from whet.ir.types import Monomial, Poly, Quotient, Size
 
 Facts = frozenset[Size]
 _EFFORT = 400_000
+_MOST = 3_000
+
+
+class TooManyQueries(Exception):
+    """A proof asks more than it may."""
 
 
 def negation(fact: Size) -> Size:
@@ -126,6 +131,8 @@ class Integers:
         import z3
 
         self.queries += 1
+        if self.queries > _MOST:
+            raise TooManyQueries(f"more than {_MOST} questions about integers")
         solver = z3.SimpleSolver()
         solver.set("rlimit", _EFFORT)
         used: dict[Monomial, Any] = {}

@@ -28,8 +28,9 @@ from whet.rewrite.reading import Unreadable
 from whet.rewrite.spelling import spell, spell_factor, spell_term
 from whet.rewrite.terms import Applied, Case, Element, Factor, Fold, Guards, Scalar, Sum, Term
 
-_ROUNDS = 20_000
+_ROUNDS = 1_000
 _FEW = 4
+_STEPS = 100
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Normal:
 
     def tidy(self, t: Term, known: Facts) -> Term | None:
         """`t` with its guards minimal and its bound axes in place; None if it is always 0."""
-        while True:
+        for _ in range(_STEPS):
             t = replace(t, guards=frozenset(g for g in t.guards if not _always(g)))
             if t.coefficient == 0 or not self.integers.feasible(known | t.guards):
                 return None
@@ -105,6 +106,7 @@ class Normal:
             if again is None:
                 return replace(t, guards=self._needed(t.guards, known))
             t = again
+        raise Unreadable("the axes of a term depend on each other in a circle")
 
     def _solved(self, t: Term, known: Facts) -> Term | None:
         """`t` with an axis replaced by what the guards say it equals."""
@@ -115,9 +117,11 @@ class Normal:
             both = t.guards & {g, -g}
             rest = replace(t, guards=t.guards - both)
             used = _mentioned(rest)
-            for name, value in _solutions(g):
+            solutions = list(_solutions(g))
+            for name, value in solutions:
                 if name in t.bound:
                     return _placed(t, name, value)
+            for name, value in solutions[:1]:  # one direction only, or two axes would swap forever
                 if name in used and not tm.symbols(value) & set(t.bound):
                     placed = _placed(rest, name, value)  # a free axis: its guards must stay
                     return replace(placed, guards=placed.guards | both)
@@ -413,9 +417,9 @@ def _bound_by(g: Size, axis: str, sign: int) -> Size | None:
 
 
 def _solutions(g: Poly) -> Iterable[tuple[str, Size]]:
-    """Axes that `g == 0` determines, each with its value; bound axes (later names) first."""
+    """Axes that `g == 0` determines, each with its value, in the order of their names."""
     rows = [(m[0], c) for m, c in g.terms if len(m) == 1 and abs(c) == 1 and isinstance(m[0], str)]
-    for name, c in sorted(rows, key=lambda r: (-len(r[0]), r[0]), reverse=False):
+    for name, c in sorted(rows):
         if name.startswith("@"):
             value = (g - c * Poly.symbol(name)) * -c
             if name not in tm.symbols(value):

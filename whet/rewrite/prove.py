@@ -27,7 +27,7 @@ from whet.rewrite import formula
 from whet.rewrite import terms as tm
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.formula import ConjectureError
-from whet.rewrite.integers import Facts, Integers
+from whet.rewrite.integers import Facts, Integers, TooManyQueries
 from whet.rewrite.normal import Normal
 from whet.rewrite.reading import Reader, Refine, Unreadable
 from whet.rewrite.refute import refute
@@ -74,7 +74,7 @@ class Prover:
             return Unknown(statement, "no sizes were found at which the left side exists")
         try:
             found = derive(statement, trials)
-        except (Unreadable, RecordError, ConjectureError) as fault:
+        except (Unreadable, TooManyQueries, RecordError, ConjectureError) as fault:
             return Unknown(statement, str(fault))
         if isinstance(found, Proof):
             self.queries += found.queries
@@ -95,7 +95,7 @@ def derive(statement: Statement, trials: int = 0) -> Proof | str:
         trials: what the proof shall say of attempts to refute.
 
     Raises:
-        WhetError, Unreadable: a side cannot be built, or has no normal form.
+        WhetError, Unreadable, TooManyQueries: a side cannot be built, or has no normal form.
     """
     return _Attempt(statement).run(trials)
 
