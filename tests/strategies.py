@@ -48,6 +48,7 @@ def _text(e: object) -> str:
 
 
 UNARY, BINARY = _pointwise(1), _pointwise(2)
+PARTIAL = ("floor_divide", "remainder", "fmod", "pow")  # not of all integers
 
 
 def _weight(x: Node, *shape: int) -> Node:
@@ -238,7 +239,8 @@ def graphs(
             y = apply(draw(st.sampled_from(UNARY)), x)
         elif kind == "binary":
             same = [v for v in values if v.shape == x.shape or not v.shape]
-            y = apply(draw(st.sampled_from(BINARY)), x, draw(st.sampled_from(same or [x])))
+            names = BINARY if floats(x) else [n for n in BINARY if n not in PARTIAL]
+            y = apply(draw(st.sampled_from(names)), x, draw(st.sampled_from(same or [x])))
         elif kind == "opaque":
             y = _opaque(draw, x)
         else:
