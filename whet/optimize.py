@@ -66,6 +66,7 @@ def optimize(
     inputs: Sequence[Any] | Tensor,
     kwargs: Mapping[str, Any] | None = None,
     *,
+    captured: Captured | None = None,
     budget_s: float = 60.0,
     strict: bool = False,
     store: Store | None = None,
@@ -79,6 +80,7 @@ def optimize(
         inputs: example positional arguments; a lone tensor stands for one argument. Their shapes,
             element types and fixed values are what the program is for.
         kwargs: example keyword arguments.
+        captured: the model's graph for these inputs, where the way in already made one (ONNX).
         budget_s: seconds to spend; what was found by then is measured and used.
         strict: raise instead of falling back: on library calls without a record now, and on calls
             that the program is not for later.
@@ -102,7 +104,7 @@ def optimize(
     args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     walk = _Walk(
         model, args, dict(kwargs or {}), budget_s, strict, store or Store.open(),
-        frozenset(disable), progress or (lambda line: None),
+        frozenset(disable), progress or (lambda line: None), captured,
     )  # fmt: skip
     with torch.no_grad(), untouched(model, args, kwargs):
         return walk.run()
@@ -137,6 +139,7 @@ class _Walk:
     store: Store
     disable: frozenset[str]
     progress: Callable[[str], None]
+    captured: Captured | None = None
     report: Report = field(default_factory=Report)
     began: float = field(default_factory=time.monotonic)
 
@@ -176,7 +179,7 @@ class _Walk:
         return optimized
 
     def _capture(self) -> Captured:
-        captured = capture(self.model, self.args, self.kwargs)
+        captured = self.captured or capture(self.model, self.args, self.kwargs)
         self.report.model = type(self.model).__name__
         self.report.threads = torch.get_num_threads()
         self.report.coverage = dict(captured.coverage)

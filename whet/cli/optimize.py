@@ -121,6 +121,7 @@ def searched(source: Source, args: argparse.Namespace, console: Console) -> Opti
         source.kwargs,
         budget_s=args.budget,
         strict=args.strict,
+        captured=source.captured,
         progress=lambda line: console.progress(f"{source.name}: {line}"),
     )
     optimized.report.model = source.name
