@@ -264,7 +264,9 @@ def main() -> int:
     outcomes = [attempt(c) for c in cases() if not args.names or c.name in args.names]
     text = table(outcomes)
     if args.write:
-        Path(args.write).write_text(text, encoding="utf-8")
+        file = Path(args.write)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
     return int(any(o.kind == "wrong" for o in outcomes))
 
