@@ -3,13 +3,17 @@
     CALLS["softmax"] = lambda a, x: torch.softmax(x, a["axis"])
 
 One row an operator: attributes and operand tensors in, the result out. The same rows run a graph
-eagerly and, traced, hand a region to Inductor. An operator without a row runs through its record
-(`whet.ir.interp`): right, slow, and counted as such in the report. A test compares every row with
-the record.
+eagerly and, traced, hand a region to Inductor. What torch has no call for runs through its record
+(`whet.ir.interp`): right, slow, and counted as such in the report. That is so for operators without
+a row, and for the rare attributes that `UNFIT` names. A test compares every row with the record.
+
+A row computes what the record says, in torch's own precision; its result shares memory with an
+operand only where the operator is one of `VIEWS`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -64,6 +68,23 @@ def _adaptive_avg_pool(rank: int) -> Call:
     return lambda a, x: pool(x, a["size"])
 
 
+def _unfit_pool(node: Node) -> bool:
+    """Padding that torch refuses, or a last window other than its ceil mode makes."""
+    a, (x,) = dict(node.attrs), node.operands
+    kernel, stride, padding = (cast(Any, a[k]) for k in ("kernel", "stride", "padding"))
+    dilation = cast(Any, a.get("dilation", (1,) * len(kernel)))
+    ceil = any(cast(Any, a["extra"]))
+    for size, got, k, s, p, d in zip(
+        x.shape[2:], node.shape[2:], kernel, stride, padding, dilation, strict=True
+    ):
+        windows = (size + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
+        if ceil and (windows - 1) * s >= size + p:  # it drops one that starts in the padding
+            windows -= 1
+        if got != windows or p * 2 > k:
+            return True
+    return False
+
+
 def _conv(a: Attrs, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     zero = [0] * len(a["stride"])
     return torch.convolution(
@@ -78,8 +99,14 @@ def _conv_transpose(a: Attrs, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _attention(a: Attrs, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    causal = bool(a["causal"])
+    if mask is not None:
+        mask = mask.to(q.dtype)
+        if causal:  # torch takes one of the two
+            future = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(1)
+            mask, causal = mask.masked_fill(future, -math.inf), False
     return F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=bool(a["causal"]), scale=a["scale"], enable_gqa=a["group"] != 1
+        q, k, v, mask, is_causal=causal, scale=a["scale"], enable_gqa=a["group"] != 1
     )
 
 
@@ -105,16 +132,59 @@ def _rope(a: Attrs, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
-def _sum(a: Attrs, x: Tensor) -> Tensor:
-    return torch.sum(x, a["dims"]) if a["dims"] else x.clone()
+def _over(reduce: Callable[..., Tensor]) -> Call:
+    """A reduction over `dims`; to torch, no dims are all of them."""
+    return lambda a, x: (
+        reduce(x, a["dims"]) if a["dims"] else reduce(x.unsqueeze(-1), (-1,))
+    )  # fmt: skip
 
 
-def _mean(a: Attrs, x: Tensor) -> Tensor:
-    return torch.mean(x, a["dims"]) if a["dims"] else x.clone()
+def _var(a: Attrs, x: Tensor) -> Tensor:
+    return _over(lambda t, dims: torch.var(t, dims, correction=a["correction"]))(a, x)
+
+
+def _prod(a: Attrs, x: Tensor) -> Tensor:
+    dims = sorted((d % x.dim() for d in a["dims"]), reverse=True)
+    if not dims:
+        return x.to(x.dtype if x.is_floating_point() else torch.int64, copy=True)
+    for d in dims:
+        x = torch.prod(x, d)
+    return x
 
 
 def _arange(a: Attrs) -> Tensor:
-    return (a["start"] + torch.arange(a["size"]) * a["step"]).to(torch_dtype(a["dtype"]))
+    exact = all(isinstance(a[k], int) for k in ("start", "step"))
+    steps = torch.arange(a["size"], dtype=torch.int64 if exact else torch.float64)
+    return torch.add(steps * a["step"], a["start"]).to(torch_dtype(a["dtype"]))
+
+
+def _einsum(a: Attrs, *xs: Tensor) -> Tensor:
+    found = torch.einsum(a["equation"], *xs)
+    return found.clone() if len(xs) == 1 else found  # of one operand it may be a view
+
+
+def _gather(a: Attrs, x: Tensor, ids: Tensor) -> Tensor:
+    """torch takes the leading part of the other axes; the record has them equal."""
+    return torch.gather(x, a["axis"], ids.to(torch.int64))
+
+
+def _interpolate_nearest(a: Attrs, x: Tensor) -> Tensor:
+    """By whole numbers, as the record: torch's own rounds a float32 scale, and errs by one."""
+    for axis, size in zip((2, 3), a["size"], strict=True):
+        n = x.shape[axis]
+        if n != size:
+            x = torch.index_select(x, axis, torch.arange(size) * n // size)
+    return x if x.shape[2:] != a["size"] else x.clone()
+
+
+def _local_response_norm(a: Attrs, x: Tensor) -> Tensor:
+    before, size = a["before"], a["size"]
+    square = F.pad(
+        (x * x).flatten(2).unsqueeze(1) if x.dim() > 2 else (x * x)[:, None, :, None],
+        (0, 0, before, size - 1 - before),
+    )
+    mean = F.avg_pool2d(square, (size, 1), stride=1).squeeze(1).reshape(x.shape)
+    return x / torch.add(mean * a["alpha"], a["k"]).pow(a["beta"])
 
 
 def _lstm_cell(
@@ -122,6 +192,15 @@ def _lstm_cell(
 ) -> Tensor:
     hidden, cell = torch.lstm_cell(x, (h, c), w, u, b, None if b is None else torch.zeros_like(b))
     return cell if a.get("out") == "c1" else hidden
+
+
+def _gru_cell(
+    a: Attrs, x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Tensor | None, c: Tensor | None
+) -> Tensor:
+    if b is None or c is None:  # both or neither, to torch
+        zero = torch.zeros(w.shape[0], dtype=w.dtype)
+        b, c = zero if b is None else b, zero if c is None else c
+    return torch.gru_cell(x, h, w, u, b, c)
 
 
 CALLS: dict[str, Call] = {
@@ -139,7 +218,7 @@ CALLS: dict[str, Call] = {
     "full":         lambda a: torch.full(a["size"], a["value"], dtype=torch_dtype(a["dtype"])),
     "arange":       _arange,
     "linear":       lambda a, x, w, b: F.linear(x, w, b),
-    "einsum":       lambda a, *xs: torch.einsum(a["equation"], *xs),
+    "einsum":       _einsum,
     "attention":    _attention,
     "concat":       lambda a, *xs: torch.cat(xs, a["axis"]),
     "stack":        lambda a, *xs: torch.stack(xs, a["axis"]),
@@ -154,16 +233,19 @@ CALLS: dict[str, Call] = {
     "tril":         lambda a, x: x.tril(a["diagonal"]),
     "triu":         lambda a, x: x.triu(a["diagonal"]),
     "embedding":    lambda a, t, ids: F.embedding(ids, t),
+    "gather":       _gather,
     "index_select": lambda a, x, ids: torch.index_select(x, a["axis"], ids),
     "slice_scatter": _slice_scatter,
+    "interpolate_nearest": _interpolate_nearest,
     "interpolate_bilinear": lambda a, x: F.interpolate(x, a["size"], mode="bilinear"),
     "pixel_shuffle": lambda a, x: F.pixel_shuffle(x, a["factor"][0]),
     "rope":         _rope,
-    "sum":          _sum,
-    "mean":         _mean,
-    "var":          lambda a, x: torch.var(x, a["dims"], correction=a["correction"]),
-    "amax":         lambda a, x: torch.amax(x, a["dims"]),
-    "amin":         lambda a, x: torch.amin(x, a["dims"]),
+    "sum":          _over(torch.sum),
+    "mean":         _over(torch.mean),
+    "var":          _var,
+    "amax":         _over(torch.amax),
+    "amin":         _over(torch.amin),
+    "prod":         _prod,
     "argmax":       lambda a, x: torch.argmax(x, a["axis"]),
     "argmin":       lambda a, x: torch.argmin(x, a["axis"]),
     "cumsum":       lambda a, x: torch.cumsum(x, a["axis"]),
@@ -175,7 +257,9 @@ CALLS: dict[str, Call] = {
     "layer_norm":   lambda a, x, g, b: F.layer_norm(x, a["size"], g, b, a["eps"]),
     "rms_norm":     lambda a, x, g: F.rms_norm(x, a["size"], g, a["eps"]),
     "group_norm":   lambda a, x, g, b: F.group_norm(x, a["groups"], g, b, a["eps"]),
+    "local_response_norm": _local_response_norm,
     "lstm_cell":    _lstm_cell,
+    "gru_cell":     _gru_cell,
 }  # fmt: skip
 CALLS |= {name: _plain(getattr(torch, name)) for name in _SAME}
 for _rank in (1, 2, 3):
@@ -185,24 +269,39 @@ for _rank in (1, 2, 3):
     CALLS[f"avg_pool{_rank}d"] = _avg_pool(_rank)
     CALLS[f"adaptive_avg_pool{_rank}d"] = _adaptive_avg_pool(_rank)
 
+# Attributes that a row cannot take: node -> whether it cannot.
+UNFIT: dict[str, Callable[[Node], bool]] = {
+    f"{kind}_pool{rank}d": _unfit_pool for kind in ("max", "avg") for rank in (1, 2, 3)
+}
+
 # Calls whose result may share memory with their operand.
 VIEWS = frozenset({"reshape", "permute", "expand", "slice", "select", "cast"})
 
 
 def has_call(node: Node) -> bool:
     """Whether torch has a call for this node; if not it runs through its record."""
-    return node.op in CALLS or node.op in ("opaque", "item")
+    if node.op in ("opaque", "item"):
+        return True
+    return node.op in CALLS and not (node.op in UNFIT and UNFIT[node.op](node))
+
+
+def bound(node: Node) -> Callable[..., Any]:
+    """A function of the node's operands that computes it; see `call`."""
+    if not node.is_leaf and node.op not in ("opaque", "item") and has_call(node):
+        row, attrs = CALLS[node.op], dict(node.attrs)
+        return lambda *xs: row(attrs, *xs)
+    return lambda *xs: call(node, xs)
 
 
 def call(node: Node, operands: Sequence[Tensor | None]) -> Any:
     """One node's value; of a library call with several results, all of them (see `item`)."""
     if node.op == "opaque":
         found = run_opaque(node, [x for x in operands if x is not None])
-        return found[0] if len(found) == 1 else found
+        types = cast(Sequence[object], node.attr("types"))
+        return found[0] if len(types) == 1 else found
     if node.op == "item":
         return cast(Sequence[Tensor], operands[0])[int(str(node.attr("index")))]
-    row = CALLS.get(node.op)
-    if row is not None:
-        return row(dict(node.attrs), *operands)
+    if has_call(node):
+        return CALLS[node.op](dict(node.attrs), *operands)
     out = node.attr("out")
     return run_instance(node.instance, operands, NATIVE, None if out is None else str(out))

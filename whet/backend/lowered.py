@@ -114,7 +114,7 @@ class Lowered:
             dead = [s for s in dict.fromkeys(step.operands) if s and last[s] == k and s not in kept]
             if dead:
                 lines.append(f"    {' = '.join(dead)} = None")
-        lines.append(f"    return ({', '.join(self.results)},)")
+        lines.append(f"    return ({''.join(f'{s}, ' for s in self.results)})")
         exec(compile("\n".join(lines), "<whet body>", "exec"), names)
         return names["body"]  # type: ignore[no-any-return]
 
@@ -195,7 +195,7 @@ class _Lowering:
 
     def _plain(self, node: Node) -> None:
         kernel = "aten" if aten.has_call(node) else "record"
-        call = _bound(node)
+        call = aten.bound(node)
         if node not in self.in_body or not node.args:
             slots = self.slots | self.ahead
             target = self.slots[node]
@@ -227,14 +227,6 @@ class _Lowering:
         self.body.append(
             Step(self.slots[root], _fused(cluster, kernel), (*operands, *extra), root, kernel.name)
         )
-
-
-def _bound(node: Node) -> Callable[..., Any]:
-    row = aten.CALLS.get(node.op)
-    if row is not None:
-        attrs = dict(node.attrs)
-        return lambda *xs: row(attrs, *xs)
-    return lambda *xs: aten.call(node, xs)
 
 
 def _fused(cluster: Cluster, kernel: Kernel) -> Callable[..., Tensor]:

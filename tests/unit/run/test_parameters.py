@@ -67,14 +67,19 @@ def optimizer_step(m: Net) -> None:
     torch.optim.SGD(m.parameters(), lr=0.1).step()
 
 
+def others() -> dict[str, Tensor]:
+    return {
+        k: v * 2 + 1 if v.is_floating_point() else v for k, v in net().state_dict().items()
+    }  # fmt: skip
+
+
 def reload(m: Net) -> None:
-    m.load_state_dict({k: v * 2 + 1 if v.is_floating_point() else v for k, v in net().state_dict().items()})  # fmt: skip
+    m.load_state_dict(others())
 
 
 def assign(m: Net) -> None:
     """Loading that puts other tensors in place; tied names stay tied."""
-    values = {k: v * 2 + 1 if v.is_floating_point() else v for k, v in net().state_dict().items()}
-    m.load_state_dict(values, assign=True)
+    m.load_state_dict(others(), assign=True)
     m.back.weight = m.fc.weight
 
 
