@@ -8,26 +8,17 @@ are read in order, each in the scope of its own axes.
 from __future__ import annotations
 
 import ast
-import difflib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from whet.ir import expr as ex
-from whet.ir.expr import Expr, Index, Load, Num, Reduce, call, select
-from whet.ir.functions import FUNCTIONS
+from whet.ir.scope import Scope, entries, name_of
 from whet.ir.types import Poly, Size, divide, product
 
 if TYPE_CHECKING:
     from whet.ir.record import Guard, Instance, Record, Slots
 
-_OPERATORS: Mapping[type[ast.operator], str] = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/",
-    ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
-}  # fmt: skip
 
-
-class Binder:
+class Binder(Scope):
     """The state of one binding; `instance()` is the result."""
 
     def __init__(
@@ -36,14 +27,8 @@ class Binder:
         shapes: Sequence[tuple[Size, ...] | None],
         attrs: Mapping[str, object],
     ) -> None:
-        self.record = record
-        self.extents: dict[str, Size] = {}
-        self.groups: dict[str, tuple[str, ...]] = {}
-        self.values: dict[str, object] = {}
+        super().__init__(record)
         self.guards: list[Guard] = []
-        self.slots: dict[str, Slots] = {}
-        self.absent: dict[str, float] = {}
-        self.scope: frozenset[str] = frozenset()
         self._attributes(attrs)
         self._operands(shapes)
 
@@ -65,7 +50,7 @@ class Binder:
     def _attribute(self, pattern: ast.expr, value: object) -> None:
         if isinstance(pattern, ast.Tuple) and isinstance(pattern.elts[0], ast.Starred):
             assert isinstance(value, tuple)
-            self._group(_name(pattern.elts[0].value), value, pattern)
+            self._group(name_of(pattern.elts[0].value), value, pattern)
             return
         if isinstance(pattern, ast.Tuple):
             if not isinstance(value, tuple) or len(value) != len(pattern.elts):
@@ -74,11 +59,11 @@ class Binder:
                 )
             for p, v in zip(pattern.elts, value, strict=True):
                 self._attribute(p, v)
-        elif _name(pattern).isupper():
+        elif name_of(pattern).isupper():
             assert isinstance(value, (int, Poly))
-            self.extents[_name(pattern).lower()] = value
+            self.extents[name_of(pattern).lower()] = value
         else:
-            self.values[_name(pattern)] = value
+            self.values[name_of(pattern)] = value
 
     # -- operands --------------------------------------------------------------------------------
     def _operands(self, shapes: Sequence[tuple[Size, ...] | None]) -> None:
@@ -109,7 +94,7 @@ class Binder:
         self, pattern: ast.Subscript
     ) -> Iterator[tuple[ast.expr, tuple[int, ...] | None, bool]]:
         """(axis, positions it is pinned to, may it broadcast) for each entry of a pattern."""
-        return map(self._axis, _entries(pattern.slice))
+        return map(self._axis, entries(pattern.slice))
 
     def _axis(self, e: ast.expr) -> tuple[ast.expr, tuple[int, ...] | None, bool]:
         stretch = isinstance(e, ast.UnaryOp) and isinstance(e.op, ast.UAdd)
@@ -118,7 +103,7 @@ class Binder:
         inner = axis.value if isinstance(axis, ast.Starred) else axis
         pinned: tuple[int, ...] | None = None
         if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.MatMult):
-            value = self.values[_name(inner.right)]
+            value = self.values[name_of(inner.right)]
             pinned = value if isinstance(value, tuple) else (value,)
             inner = inner.left
         return (ast.Starred(inner) if starred else inner), pinned, stretch
@@ -144,7 +129,7 @@ class Binder:
             here = tuple(shape[d] for d in dims[at : at + count])
             at += count
             if isinstance(e, ast.Starred):
-                axes += self._bind_group(_name(e.value), here, pattern, first)
+                axes += self._bind_group(name_of(e.value), here, pattern, first)
             elif stretch and here[0] == 1:
                 axes.append(())
             elif not (stretch and first):
@@ -173,7 +158,7 @@ class Binder:
         known: dict[int, int] = {}
         if len(stars) > 1:  # all but one must be known from elsewhere
             for k in stars:
-                axes = self.groups.get(_name(entries[k][0].value))  # type: ignore[attr-defined]
+                axes = self.groups.get(name_of(entries[k][0].value))  # type: ignore[attr-defined]
                 if axes is not None:
                     known[k] = len(axes)
         for k in stars:
@@ -211,13 +196,13 @@ class Binder:
             self._equal(size, int(e.value), e, "a dim has another size")  # type: ignore[arg-type]
             return ()
         if not isinstance(e, ast.Tuple):
-            name = _name(e)
+            name = name_of(e)
             if name in self.extents:
                 self._equal(self.extents[name], size, e, f"axis {name} has two sizes")
             else:
                 self.extents[name] = size
             return (name,)
-        names = tuple(map(_name, e.elts))
+        names = tuple(map(name_of, e.elts))
         unknown = [n for n in names if n not in self.extents]
         known = product(self.extents[n] for n in names if n in self.extents)
         if len(unknown) > 1:
@@ -274,7 +259,7 @@ class Binder:
 
         axes: list[tuple[str, ...]] = []
         spec: list[tuple[int, tuple[int, ...] | None]] = []
-        for entry in _entries(target.slice):
+        for entry in entries(target.slice):
             e = entry
             if isinstance(entry, ast.Slice):
                 assert entry.lower is not None
@@ -282,15 +267,15 @@ class Binder:
                 e = entry.lower
             axis, pinned, _ = self._axis(e)
             if isinstance(entry, ast.Slice):
-                self.extents[_name(axis)] = self._size(entry.upper)  # type: ignore[arg-type]
+                self.extents[name_of(axis)] = self._size(entry.upper)  # type: ignore[arg-type]
             if isinstance(axis, ast.Starred):
                 group = self._members(axis)
                 axes += [(a,) for a in group]
                 spec.append((len(group), pinned))
                 continue
-            names = tuple(map(_name, axis.elts)) if isinstance(axis, ast.Tuple) else ()
+            names = tuple(map(name_of, axis.elts)) if isinstance(axis, ast.Tuple) else ()
             if not isinstance(axis, (ast.Tuple, ast.Constant)):
-                names = (_name(axis),)
+                names = (name_of(axis),)
             for n in names:
                 if n not in self.extents:
                     raise self._misfit(f"axis {n} has no extent", axis)
@@ -300,203 +285,6 @@ class Binder:
         if dims is None:
             raise self._misfit("axis out of range", target)
         return Slots(tuple(axes), tuple(dims))
-
-    def _members(self, group: ast.Starred) -> tuple[str, ...]:
-        """The axes of a group that an operand or an attribute has bound."""
-        name = _name(group.value)
-        if name not in self.groups:
-            raise self._misfit(f"unknown group *{name}", group.value)
-        return self.groups[name]
-
-    def _size(self, e: ast.expr) -> Size:
-        self.scope = frozenset()
-        value = self._read(e)
-        if not isinstance(value, Num) or isinstance(value.value, float):
-            raise self._misfit("a size must be made of extents and attributes", e)
-        return value.value
-
-    def _read(self, e: ast.expr) -> Expr:
-        """One expression of a body."""
-        match e:
-            case ast.Constant(value):
-                return Num(value)  # type: ignore[arg-type]
-            case ast.Name(name):
-                return self._read_name(name, e)
-            case ast.Tuple(elts):  # a composite used as a number is its row-major position
-                total: Expr = Num(0)
-                for x in elts:
-                    total = call("+", call("*", total, Num(self.extents[_name(x)])), self._read(x))
-                return total
-            case ast.List([test]):
-                return select(self._read(test), Num(1), Num(0))
-            case ast.IfExp(test, then, other):
-                return select(self._read(test), self._read(then), self._read(other))
-            case ast.UnaryOp(ast.USub(), x):
-                inner = self._read(x)
-                if isinstance(inner, Num) and isinstance(inner.value, float):
-                    return Num(-inner.value)
-                return call("-", inner)
-            case ast.UnaryOp(ast.Not(), x):
-                return call("not", self._read(x))
-            case ast.BinOp(left, operator, right) if type(operator) in _OPERATORS:
-                return call(_OPERATORS[type(operator)], self._read(left), self._read(right))
-            case ast.Compare(left, operators, comparators):
-                return self._read_compare(left, operators, comparators)
-            case ast.BoolOp(operator, values):
-                return self._read_logic(operator, values)
-            case ast.Call(ast.Subscript(ast.Name(kind), axes), [body]) if kind in ex.REDUCTIONS:
-                return self._read_reduce(kind, axes, body)
-            case ast.Call(ast.Name(fn), args):
-                return self._read_call(fn, args, e)
-            case ast.Subscript():
-                return self._read_load(e)
-        raise self._misfit(f"not part of the record grammar: {ast.unparse(e)}", e)
-
-    def _read_name(self, name: str, at: ast.expr) -> Expr:
-        if name in self.scope:
-            return Index(name)
-        if name in self.values:
-            value = self.values[name]
-            return Num(int(value) if isinstance(value, bool) else value)  # type: ignore[arg-type]
-        if name == "inf":
-            return Num(math.inf)
-        if name.isupper() and name.lower() in self.groups:
-            return Num(product(self.extents[a] for a in self.groups[name.lower()]))
-        if name.isupper() and name.lower() in self.extents:
-            return Num(self.extents[name.lower()])
-        known = [*sorted(self.scope), *self.values, *(a.upper() for a in self.extents)]
-        raise self._misfit(f"unknown name {name}", at, expected=f"one of {', '.join(known)}")
-
-    def _read_call(self, fn: str, args: Sequence[ast.expr], at: ast.expr) -> Expr:
-        known = FUNCTIONS.get(fn)
-        if known is None:
-            near = difflib.get_close_matches(fn, [*FUNCTIONS, *ex.REDUCTIONS])
-            raise self._misfit(f"unknown function {fn}", at, hint=", ".join(near) or None)
-        if len(args) != known.arity:
-            raise self._misfit(
-                f"{fn} takes another number of arguments", at, expected=known.arity, got=len(args)
-            )
-        return call(fn, *map(self._read, args))
-
-    def _read_compare(
-        self, left: ast.expr, operators: Sequence[ast.cmpop], comparators: Sequence[ast.expr]
-    ) -> Expr:
-        values = [self._read(x) for x in (left, *comparators)]
-        total: Expr | None = None
-        for o, a, b in zip(operators, values, values[1:], strict=False):
-            match o:
-                case ast.Lt() | ast.Gt():
-                    x, y = (a, b) if isinstance(o, ast.Lt) else (b, a)
-                    test = call("<", x, y)
-                case ast.LtE() | ast.GtE():
-                    x, y = (a, b) if isinstance(o, ast.LtE) else (b, a)
-                    test = call("<=", x, y)
-                case ast.Eq():
-                    test = call("==", a, b)
-                case ast.NotEq():
-                    test = call("not", call("==", a, b))
-                case _:
-                    raise self._misfit("not a comparison of the record grammar", left)
-            total = test if total is None else call("and", total, test)
-        assert total is not None
-        return total
-
-    def _read_logic(self, operator: ast.boolop, values: Sequence[ast.expr]) -> Expr:
-        first, *rest = [self._read(v) for v in values]
-        if isinstance(operator, ast.Or) and isinstance(first, Load) and len(rest) == 1:
-            return Load(first.tensor, first.index, rest[0])
-        total = first
-        for v in rest:
-            total = call("and" if isinstance(operator, ast.And) else "or", total, v)
-        return total
-
-    def _read_reduce(self, kind: str, axes: ast.expr, body: ast.expr) -> Expr:
-        bound: list[str] = []
-        for x in _entries(axes):
-            if isinstance(x, ast.Slice):
-                assert x.lower is not None
-                assert x.upper is not None
-                scope = self.scope
-                self.extents[_name(x.lower)] = self._size(x.upper)
-                self.scope = scope
-                bound.append(_name(x.lower))
-            elif isinstance(x, ast.Starred):
-                bound += self._members(x)
-            else:
-                bound.append(_name(x))
-        unsized = [b for b in bound if b not in self.extents]
-        if unsized:
-            raise self._misfit(
-                f"axis {unsized[0]} has no extent", axes, hint=f"give it one: {unsized[0]}: SIZE"
-            )
-        clash = [b for b in bound if b in self.scope]
-        if clash:
-            raise self._misfit(f"axis {clash[0]} is bound twice", axes)
-        outer, self.scope = self.scope, self.scope | frozenset(bound)
-        inner = self._read(body)
-        self.scope = outer
-        return Reduce(kind, tuple(bound), inner)
-
-    def _read_load(self, e: ast.Subscript) -> Expr:
-        name = ast.unparse(e.value)
-        if name in self.absent:
-            return Num(self.absent[name])
-        slots = self.slots.get(name)
-        if slots is None:
-            raise self._misfit(f"unknown tensor {name}", e, expected=", ".join(self.slots))
-        entries: list[ast.expr] = []
-        for x in _entries(e.slice):
-            if isinstance(x, ast.Starred):
-                group = self._members(x)
-                entries += [ast.copy_location(ast.Name(a), x) for a in group]
-            else:
-                entries.append(x)
-        if len(entries) > len(slots.axes) and isinstance(_entries(e.slice)[0], ast.Starred):
-            entries = entries[len(entries) - len(slots.axes) :]  # fewer leading broadcast dims
-        if len(entries) != len(slots.axes):
-            raise self._misfit(
-                f"{name} has {len(slots.axes)} dims", e, got=f"{len(entries)} indices"
-            )
-        index: list[Expr] = []
-        for x, axes in zip(entries, slots.axes, strict=True):
-            if isinstance(x, ast.Tuple) and len(x.elts) == len(axes):
-                index += map(self._read, x.elts)
-            elif len(axes) > 1:
-                index += self._split(self._read(x), axes)
-            elif axes:
-                index.append(self._read(x))
-        return Load(name, tuple(index), None)
-
-    def _split(self, position: Expr, axes: tuple[str, ...]) -> list[Expr]:
-        """A plain number that indexes a composite, taken apart by division and remainder."""
-        parts: list[Expr] = []
-        tail: Size = 1
-        for a in reversed(axes):
-            part = call("//", position, Num(tail))
-            parts.append(part if a == axes[0] else call("%", part, Num(self.extents[a])))
-            tail = tail * self.extents[a]
-        return parts[::-1]
-
-    def _misfit(self, summary: str, at: object = None, **fields: object) -> Exception:
-        return self.record.error(summary, at, **fields)
-
-
-def _entries(e: ast.expr) -> list[ast.expr]:
-    return list(e.elts) if isinstance(e, ast.Tuple) else [e]
-
-
-class NotANameError(Exception):
-    """Something else stands where an axis or an attribute is named."""
-
-    def __init__(self, at: ast.expr) -> None:
-        self.at = at
-        super().__init__(ast.unparse(at))
-
-
-def _name(e: ast.expr) -> str:
-    if not isinstance(e, ast.Name):
-        raise NotANameError(e)
-    return e.id
 
 
 def _names(record: Record) -> str:

@@ -27,8 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.errors import RecordError
-from whet.ir.bind import Binder, NotANameError
+from whet.ir.bind import Binder
 from whet.ir.expr import Expr, show
+from whet.ir.scope import NotAName
 from whet.ir.types import Size, product
 
 Shape = tuple[Size, ...]
@@ -173,7 +174,7 @@ class Record:
         """
         try:
             return Binder(self, shapes, attrs).instance()
-        except NotANameError as fault:
+        except NotAName as fault:
             raise self.error("an axis or attribute is a plain name", fault.at, got=fault) from None
 
     def error(self, summary: str, at: object = None, **fields: object) -> RecordError:
