@@ -192,21 +192,19 @@ class Scope:
         slots = self.slots.get(name)
         if slots is None:
             raise self._misfit(f"unknown tensor {name}", e, expected=", ".join(self.slots))
-        entries: list[ast.expr] = []
+        given: list[ast.expr] = []
         for x in entries(e.slice):
             if isinstance(x, ast.Starred):
                 group = self._members(x)
-                entries += [ast.copy_location(ast.Name(a), x) for a in group]
+                given += [ast.copy_location(ast.Name(a), x) for a in group]
             else:
-                entries.append(x)
-        if len(entries) > len(slots.axes) and isinstance(entries(e.slice)[0], ast.Starred):
-            entries = entries[len(entries) - len(slots.axes) :]  # fewer leading broadcast dims
-        if len(entries) != len(slots.axes):
-            raise self._misfit(
-                f"{name} has {len(slots.axes)} dims", e, got=f"{len(entries)} indices"
-            )
+                given.append(x)
+        if len(given) > len(slots.axes) and isinstance(entries(e.slice)[0], ast.Starred):
+            given = given[len(given) - len(slots.axes) :]  # fewer leading broadcast dims
+        if len(given) != len(slots.axes):
+            raise self._misfit(f"{name} has {len(slots.axes)} dims", e, got=f"{len(given)} indices")
         index: list[Expr] = []
-        for x, axes in zip(entries, slots.axes, strict=True):
+        for x, axes in zip(given, slots.axes, strict=True):
             if isinstance(x, ast.Tuple) and len(x.elts) == len(axes):
                 index += map(self._read, x.elts)
             elif len(axes) > 1:
