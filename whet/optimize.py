@@ -140,6 +140,7 @@ class _Walk:
     disable: frozenset[str]
     progress: Callable[[str], None]
     captured: Captured | None = None
+    unsure: bool = False
     report: Report = field(default_factory=Report)
     began: float = field(default_factory=time.monotonic)
 
@@ -297,6 +298,7 @@ class _Walk:
             error = right[name].error if name in right else oracle.error
             stages.append(Stage(name, t.median_s, t.spread, error, NOTES[name]))
         self.report.stages = stages
+        self.unsure = _promising(timings)
         return right.get(choose(timings, "original"))
 
     def _recalled(self, place: str, captured: Captured, oracle: Oracle) -> _Candidate | None:
@@ -322,7 +324,7 @@ class _Walk:
         return _Candidate("recalled", found.program, state, found.region)
 
     def _keep(self, place: str, captured: Captured, best: _Candidate) -> None:
-        if self.report.stop == "Interrupted":
+        if self.report.stop == "Interrupted" or (best.program is None and self.unsure):
             return
         plan = self._plan(captured, best)
         recall.keep(
