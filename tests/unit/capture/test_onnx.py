@@ -7,6 +7,7 @@ import copy
 import math
 import random
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -437,6 +438,19 @@ def test_weights_in_a_file_that_is_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "net.bin").unlink()
     assert "net.bin" in refusal(path)
     assert "path of the model" in refusal(path.read_bytes())
+
+
+def test_weights_of_another_size_than_they_say_are_refused() -> None:
+    made = net_model(Net().eval())
+    made.graph.initializer[0].dims[0] += 1
+    message = refusal(made.SerializeToString())
+    assert "conv.weight" in message
+    assert "other data" in message
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "whet[onnx]" in refusal(b"anything")
 
 
 def test_an_invalid_model_is_refused_with_the_reason() -> None:

@@ -82,11 +82,11 @@ def load_onnx(
             # Its definition in the standard, if it has one, may fit where the row does not.
             key = refused.node.key
             if key not in known:
-                raise refused.error from None
+                raise refused.error from refused.__cause__
             known.discard(key)
             again = plain(model, known, where)
             if _count(again, key) >= _count(data, key):
-                raise refused.error from None
+                raise refused.error from refused.__cause__
 
 
 def _count(model: OnnxModel, key: str) -> int:

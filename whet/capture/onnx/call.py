@@ -168,11 +168,6 @@ def filled(value: float, dtype: DType, size: Sequence[int]) -> Node:
     return apply("full", size=tuple(size), value=plain, dtype=dtype)
 
 
-def rounded(y: Node, dtype: DType) -> Node:
-    """`y` in the type that ONNX gives the result."""
-    return cast(y, dtype)
-
-
 def aligned(z: Node, rank: int, axis: int) -> Node:
     """A tensor whose first dim stands at `axis` of a tensor of that rank, ready to broadcast."""
     shape = sizes(z)
@@ -215,5 +210,5 @@ def library(
 __all__ = [
     "IGNORED", "MOVED", "ROWS", "Call", "Handler", "NoMapping", "Value", "aligned", "axes_in",
     "axis_in", "broadcast", "cast", "dtype_of", "expand", "filled", "library", "literal", "moved",
-    "number", "onnx", "permute", "reshape", "rounded", "sizes",
+    "number", "onnx", "permute", "reshape", "sizes",
 ]  # fmt: skip

@@ -12,7 +12,6 @@ from whet.capture.onnx.call import (
     NoMapping,
     Value,
     cast,
-    expand,
     literal,
     onnx,
     permute,
@@ -215,4 +214,4 @@ def _mask(call: Call, mask: Node, q: Node, k: Node) -> Node:
             raise NoMapping("a mask that may hide everything from a query")
         mask = apply("where", mask, literal(0, q), literal(-math.inf, q))
     shape = (*(1,) * (len(q.shape) - len(mask.shape)), *sizes(mask))
-    return expand(reshape(cast(mask, q.dtype), shape), shape)
+    return reshape(cast(mask, q.dtype), shape)

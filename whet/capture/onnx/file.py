@@ -61,8 +61,7 @@ def plain(model: Any, known: Collection[str], source: str) -> OnnxModel:
             their definition in the standard, where it has one.
     """
     model = _inlined(model, known)
-    opsets = {o.domain.replace("ai.onnx", "") if o.domain == "ai.onnx" else o.domain: o.version
-              for o in model.opset_import}  # fmt: skip
+    opsets = {_domain(o.domain): int(o.version) for o in model.opset_import}
     return OnnxModel(_graph(model.graph), opsets, source)
 
 
@@ -264,11 +263,20 @@ def _value(info: Any) -> OnnxValue:
 
 
 def _node(node: Any) -> OnnxNode:
-    domain = "" if node.domain == "ai.onnx" else node.domain
     attributes = {a.name: _attribute(a) for a in node.attribute}
     return OnnxNode(
-        node.op_type, domain, node.name, tuple(node.input), tuple(node.output), attributes
+        node.op_type,
+        _domain(node.domain),
+        node.name,
+        tuple(node.input),
+        tuple(node.output),
+        attributes,
     )
+
+
+def _domain(name: str) -> str:
+    """The standard's own domain has two names."""
+    return "" if name == "ai.onnx" else name
 
 
 def _text(value: bytes) -> str | bytes:
@@ -306,9 +314,16 @@ def _tensor(tensor: Any) -> Tensor | Unreadable:
     name, dtype = ELEMENTS.get(tensor.data_type, ("", None))
     if dtype is None:
         return Unreadable(f"a tensor of {name or element_name(tensor.data_type)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        array = onnx.numpy_helper.to_array(tensor)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            array = onnx.numpy_helper.to_array(tensor)
+    except (TypeError, ValueError) as fault:  # the checker counts no bytes
+        raise CaptureError(
+            "a tensor has other data than its size says",
+            expected=f"{name}{list(tensor.dims)}", got=_short(fault),
+            where=f"tensor {tensor.name}", hint="export or copy the model again",
+        ) from None  # fmt: skip
     if tensor.data_type == _BFLOAT16:
         bits = torch.from_numpy(array.view("int16").copy())
         return bits.view(torch.bfloat16)
