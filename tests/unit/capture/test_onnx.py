@@ -442,7 +442,7 @@ def test_weights_in_a_file_that_is_missing_are_named(tmp_path: Path) -> None:
 
 def test_weights_of_another_size_than_they_say_are_refused() -> None:
     made = net_model(Net().eval())
-    made.graph.initializer[0].dims[0] += 1
+    made.graph.initializer[0].dims[0] -= 1
     message = refusal(made.SerializeToString())
     assert "conv.weight" in message
     assert "other data" in message

@@ -40,15 +40,18 @@ def read_model(source: str | Path | bytes) -> Any:
     """
     onnx = _onnx()
     where = "bytes" if isinstance(source, bytes) else str(source)
-    model = _parse(onnx, source if isinstance(source, bytes) else _bytes_of(Path(source)), where)
-    if not isinstance(source, bytes):
+    data = source if isinstance(source, bytes) else _bytes_of(Path(source))
+    model, whole = _parse(onnx, data, where), True
+    external = onnx.external_data_helper
+    if any(map(external.uses_external_data, external._get_all_tensors(model))):
+        if isinstance(source, bytes):
+            raise CaptureError(
+                "the model keeps weights in files beside it", where=where,
+                hint="give the path of the model instead of its bytes",
+            )  # fmt: skip
         _load_external(onnx, model, Path(source))
-    elif any(_is_external(t) for t in onnx.external_data_helper._get_all_tensors(model)):
-        raise CaptureError(
-            "the model keeps weights in files beside it", where=where,
-            hint="give the path of the model instead of its bytes",
-        )  # fmt: skip
-    _check(onnx, model, where)
+        whole = False
+    _check(onnx, model, data if whole else None, where)
     return model
 
 
@@ -106,27 +109,27 @@ def _parse(onnx: Any, data: bytes, where: str) -> Any:
     return model
 
 
-def _check(onnx: Any, model: Any, where: str) -> None:
-    """The standard's own check; but outputs may be without shapes, as runtimes take them too."""
-    if model.ByteSize() >= _CHECKED_BYTES:
-        return
+def _check(onnx: Any, model: Any, data: bytes | None, where: str) -> None:
+    """The standard's own check; but outputs may be without shapes, as runtimes take them too.
+
+    Args:
+        data: the model as it was read, which spares writing it again; None if it is no longer that.
+    """
     outputs = [v.type.tensor_type for v in model.graph.output if v.type.HasField("tensor_type")]
     bare = [t for t in outputs if not t.HasField("shape")]
     for t in bare:
         t.shape.SetInParent()
-    try:
-        onnx.checker.check_model(model)
-    except Exception as fault:  # the checker raises what its parts raise
-        raise CaptureError(
-            "the ONNX model is not valid", got=_short(fault), where=where,
-            hint="export it again, or look at it with onnx.checker.check_model",
-        ) from None  # fmt: skip
+    whole = data is not None and not bare
+    if whole or model.ByteSize() < _CHECKED_BYTES:
+        try:
+            onnx.checker.check_model(data if whole else model)
+        except Exception as fault:  # the checker raises what its parts raise
+            raise CaptureError(
+                "the ONNX model is not valid", got=_short(fault), where=where,
+                hint="export it again, or look at it with onnx.checker.check_model",
+            ) from None  # fmt: skip
     for t in bare:
         t.ClearField("shape")
-
-
-def _is_external(tensor: Any) -> bool:
-    return bool(tensor.data_location == 1)
 
 
 def _load_external(onnx: Any, model: Any, path: Path) -> None:
