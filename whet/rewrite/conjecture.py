@@ -380,8 +380,8 @@ def build(
                     }
                     try:
                         done[p] = apply(op, *nodes, **values)
-                    except ArithmeticError as fault:
-                        raise ConjectureError(f"{op} has no size", got=fault) from None
+                    except (ArithmeticError, TypeError, AssertionError) as fault:
+                        raise ConjectureError(f"{op} cannot be built", got=fault) from None
         return done[p]
 
     made = [make(p) for p in patterns]

@@ -69,7 +69,7 @@ def evaluate(e: ast.expr, scope: Scope) -> object:
                     found.append(evaluate(x, scope))
             return tuple(found)
         case ast.BinOp(left, op, right) if type(op) in _BINARY:
-            return _BINARY[type(op)](evaluate(left, scope), evaluate(right, scope))
+            return _applied(e, _BINARY[type(op)], evaluate(left, scope), evaluate(right, scope))
         case ast.UnaryOp(ast.USub(), x):
             return -evaluate(x, scope)  # type: ignore[operator]
         case ast.UnaryOp(ast.Not(), x):
@@ -89,10 +89,17 @@ def evaluate(e: ast.expr, scope: Scope) -> object:
         case ast.GeneratorExp(element, [rule]):
             return tuple(evaluate(element, s) for s in comprehend(rule, scope))
         case ast.Call(ast.Name(name), args, []) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*(evaluate(a, scope) for a in args))
+            return _applied(e, _FUNCTIONS[name], *(evaluate(a, scope) for a in args))
     raise ConjectureError(
         "not a formula", where=ast.unparse(e), expected="see whet.rewrite.formula"
     )
+
+
+def _applied(e: ast.expr, function: Callable[..., object], *values: object) -> object:
+    try:
+        return function(*values)
+    except (TypeError, ValueError, ArithmeticError) as fault:
+        raise ConjectureError("a formula has no value", where=ast.unparse(e), got=fault) from None
 
 
 def member(family: str, index: str, scope: Scope) -> str:

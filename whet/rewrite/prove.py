@@ -128,16 +128,19 @@ class _Attempt:
         integers = Integers(_positive(statement), facts)
         if not integers.feasible(frozenset()):
             return "its condition can never hold"
+        for node in topological((*left, *right)):
+            for guard in () if node.is_leaf else node.instance.guards:
+                for side in (guard.left, guard.right):
+                    if not isinstance(side, (int, Poly)):  # an attribute that is no size
+                        return f"{node.op} cannot have {guard}"
+                if not integers.equal(frozenset(), guard.left, guard.right):
+                    return f"{node.op} needs {guard}"
         for k, (a, b) in enumerate(zip(left, right, strict=True)):
             if a.dtype != b.dtype or len(a.shape) != len(b.shape):
                 return f"output {k} has types {a.type} and {b.type}"
             for m, n in zip(a.shape, b.shape, strict=True):
                 if not integers.equal(frozenset(), m, n):
                     return f"output {k} has types {a.type} and {b.type}"
-        for node in topological((*left, *right)):
-            for guard in () if node.is_leaf else node.instance.guards:
-                if not integers.equal(frozenset(), guard.left, guard.right):
-                    return f"{node.op} needs {guard}"
         sums = self._compare(left, right, integers)
         if isinstance(sums, str):
             return sums
