@@ -31,7 +31,7 @@ from whet.ir.graph import Graph
 from whet.plan import Plan
 from whet.run.parameters import Parameters
 from whet.run.program import Program
-from whet.run.signature import Signature, TensorArgument
+from whet.run.signature import Signature, TensorArgument, described
 
 _REASONS = 32  # distinct reasons that are counted apart
 _OFF = "WHET=off"
@@ -58,6 +58,7 @@ class Optimized(nn.Module):
         updates: leaf of the arguments or name of a buffer that each updated value goes to.
         report: what was done and measured.
         strict: raise `InputError` for calls that the program is not for.
+        forward: how the original is called; read off its `forward` unless given.
 
     Attributes:
         fallbacks: how many calls ran the original, by reason.
@@ -74,7 +75,7 @@ class Optimized(nn.Module):
     calls: int
     found: Found
     _lock: threading.Lock
-    _forward: inspect.Signature
+    __signature__: inspect.Signature
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class Optimized(nn.Module):
         updates: tuple[str, ...] = (),
         report: Any = None,
         strict: bool = False,
+        forward: inspect.Signature | None = None,
     ) -> None:
         super().__init__()
         # Shared, not copied: the same dictionaries, so both modules always agree.
@@ -93,11 +95,11 @@ class Optimized(nn.Module):
         self._modules = original._modules
         self._non_persistent_buffers_set = original._non_persistent_buffers_set
         self.training = original.training
-        forward = inspect.signature(original.forward)
+        forward = forward or inspect.signature(original.forward)
         vars(self).update(
             original=original, program=program, signature=signature, updates=updates,
             report=report, strict=strict, fallbacks=Counter(), calls=0, _lock=threading.Lock(),
-            _forward=forward, __signature__=forward,
+            __signature__=forward,
         )  # fmt: skip
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -147,10 +149,10 @@ class Optimized(nn.Module):
         """The call's leaves in the program's order, or why it is not for the program."""
         leaves = self.signature.flatten(args, kwargs)
         if leaves is None:
-            args, kwargs = self.signature.rearranged(args, kwargs, self._forward)
+            args, kwargs = self.signature.rearranged(args, kwargs, self.__signature__)
             leaves = self.signature.flatten(args, kwargs)
         if leaves is None:
-            return "arguments of another structure"
+            return f"arguments of another structure, got {described(args, kwargs)}"
         return self.signature.misfit(leaves) or leaves
 
     def _unfit(self, program: Program, leaves: list[Any]) -> str | None:
@@ -236,7 +238,7 @@ class Optimized(nn.Module):
             program = program.on(program.parameters.of(original))
         new = Optimized(
             original, program, self.signature, updates=self.updates,
-            report=copy.deepcopy(self.report, memo), strict=self.strict,
+            report=copy.deepcopy(self.report, memo), strict=self.strict, forward=self.__signature__,
         )  # fmt: skip
         found = vars(self).get("found")
         if found is not None:

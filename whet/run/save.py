@@ -1,6 +1,7 @@
 """Programs on disk: saved whole, loaded in another process without searching again.
 
     folder/
+      manifest.json     size and checksum of every other file
       plan.txt          what was decided, with the certificate of the rewrites
       source.txt        the captured graph
       graph.txt         the graph after the rewrites
@@ -9,21 +10,28 @@
       region/           the compiled body, where there is one
       report.json       what was measured
 
-A folder is written beside its place and renamed: it is there whole or not at all.
+A folder is written beside its place and renamed: it is there whole or not at all. Every byte is
+checked as it is loaded. A program on library calls runs wherever torch does, whatever packs its
+weights there; a compiled body needs the processor and the version of torch it was made for.
 """
 
 from __future__ import annotations
 
+import ctypes
+import inspect
 import io
 import json
+import mmap
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,43 +45,38 @@ from whet.ir.graph import Graph
 from whet.ir.text import parse_graph, print_graph
 from whet.plan import Plan
 from whet.run.engine import Bind
-from whet.run.module import Optimized
+from whet.run.module import Found, Optimized
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Report
 from whet.run.signature import Signature
+
+FORMAT = 1
+MANIFEST = "manifest.json"
 
 
 def save(optimized: Optimized, folder: str | os.PathLike[str]) -> Path:
     """Write an optimized module into `folder`, which must not exist or hold a program.
 
     Raises:
-        StoreError: the folder cannot be written, or holds something else.
+        StoreError: the folder cannot be written, or holds something else; or the calls that the
+            program is for cannot be written down.
     """
-    place = Path(folder)
-    if place.exists() and not (place / "plan.txt").exists() and any(place.iterdir()):
-        raise StoreError(
-            "a program is not written over something else", where=place,
-            expected="a new folder, or one that holds a program", hint="choose another folder",
-        )  # fmt: skip
-    found = optimized.found
-    graph: Graph = found.graph
-    tensors = found.parameters.tensors()
-    values = {n.name: tensors[n.name].detach() for n in graph.parameters}
-    constants = {k: v for k, v in graph.constants.items() if isinstance(v, Tensor)}
+    place = Path(os.path.abspath(folder))
+    found = vars(optimized).get("found")
+    if not isinstance(found, Found):
+        raise StoreError("only what whet.optimize returned can be saved", got=repr(optimized))
     try:
+        if place.exists() and not (place / MANIFEST).exists() and any(place.iterdir()):
+            raise StoreError(
+                "a program is not written over something else", where=place,
+                expected="a new folder, or one that holds a program", hint="choose another folder",
+            )  # fmt: skip
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         try:
-            (beside / "plan.txt").write_text(found.plan.to_text())
-            (beside / "source.txt").write_text(print_graph(found.source))
-            (beside / "graph.txt").write_text(print_graph(graph))
-            (beside / "signature.json").write_text(json.dumps(optimized.signature.to_json()))
-            (beside / "report.json").write_text(json.dumps(optimized.report.to_json(), indent=1))
-            torch.save({"parameters": values, "constants": constants}, beside / "parameters.pt")
-            if found.region is not None:
-                _unpack(found.region, beside / "region")
-            _swap(beside, place)
+            _write(optimized, found, beside)
+            _put(beside, place)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     except OSError as fault:
@@ -84,61 +87,172 @@ def save(optimized: Optimized, folder: str | os.PathLike[str]) -> Path:
     return place
 
 
-def _swap(beside: Path, place: Path) -> None:
-    """Rename `beside` to `place`; what was there goes only after."""
+def _write(optimized: Optimized, found: Found, folder: Path) -> None:
+    try:
+        signature = optimized.signature.to_json()
+        signature["forward"] = _written(optimized.__signature__)
+        call = json.dumps(signature)
+    except (TypeError, ValueError, NotImplementedError) as fault:
+        raise StoreError(
+            "the arguments or results of this model cannot be written down",
+            expected="tensors, numbers, text, flags and None, in tuples, lists and dicts",
+            got=fault,
+        ) from fault
+    (folder / "plan.txt").write_text(found.plan.to_text())
+    (folder / "source.txt").write_text(print_graph(found.source))
+    (folder / "graph.txt").write_text(print_graph(found.graph))
+    (folder / "signature.json").write_text(call)
+    (folder / "report.json").write_text(json.dumps(optimized.report.to_json(), indent=1))
+    torch.save(_tensors(optimized, found), folder / "parameters.pt")
+    if found.region is not None:
+        _unpack(found.region, folder / "region")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sums = {str(p.relative_to(folder)): [p.stat().st_size, _checksum(p)] for p in files}
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sums}, indent=1))
+
+
+def _tensors(optimized: Optimized, found: Found) -> dict[str, Any]:
+    """The model's whole state by name, and constants; tied names hold one object."""
+    watched = found.parameters.tensors()
+    needed = {n.name for g in (found.source, found.graph) for n in g.parameters}
+    original = optimized.original
+    live: dict[str, Tensor] = dict(original.named_parameters(remove_duplicate=False))
+    trained = sorted(live)
+    live |= original.named_buffers(remove_duplicate=False)
+    kept = original.state_dict().keys()
+    live = {n: t for n, t in live.items() if n in needed or n in kept}
+    live |= {n: t for n, t in watched.items() if n in needed}
+    objects = {id(t): t.detach() for t in live.values()}
+    constants = {**found.source.constants, **found.graph.constants}
+    return {
+        "parameters": {name: objects[id(t)] for name, t in live.items()},
+        "trained": [name for name in trained if name in live],
+        "hidden": [name for name in live if name not in kept],
+        "constants": {k: v for k, v in constants.items() if isinstance(v, Tensor)},
+    }
+
+
+def _put(beside: Path, place: Path) -> None:
+    """Rename `beside` to `place`; what was there takes its name, at one stroke on Linux."""
     if not place.exists():
         beside.rename(place)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
-    place.rename(old / "program")
-    beside.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+    elif not _exchange(beside, place):
+        old = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        place.rename(old / "program")
+        beside.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders' names by one call of Linux; whether it could."""
+    if sys.platform != "linux":
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and not rename(here, os.fsencode(a), here, os.fsencode(b), exchange)
+
+
+def _checksum(file: Path) -> int:
+    """CRC-32 of a file: against damage, not against malice."""
+    if not file.stat().st_size:
+        return 0
+    with (
+        open(file, "rb") as source,
+        mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        return zlib.crc32(data)
 
 
 def load(folder: str | os.PathLike[str], *, strict: bool = True) -> Optimized:
     """A saved program as a module, ready to run; nothing is searched or compiled.
+
+    Its parameters and buffers are there under the names of the saved model, and may be changed.
+
+    Args:
+        folder: where `save` put it.
+        strict: other calls than it was made for are errors at once. The original is not saved,
+            so they are errors in any case.
 
     Raises:
         StoreError: the folder holds no program, or a damaged one.
         UnsupportedError: its compiled body is for another processor or another torch.
     """
     place = Path(folder)
+    _check(place)
     try:
         plan = Plan.from_text((place / "plan.txt").read_text())
         data = torch.load(place / "parameters.pt", mmap=True, weights_only=True)
+        source = parse_graph((place / "source.txt").read_text(), data["constants"])
         graph = parse_graph((place / "graph.txt").read_text(), data["constants"])
-        signature = Signature.from_json(json.loads((place / "signature.json").read_text()))
+        call = json.loads((place / "signature.json").read_text())
+        signature, forward = Signature.from_json(call), _read(call["forward"])
         report = Report.from_json(json.loads((place / "report.json").read_text()))
-    except FileNotFoundError as fault:
+        if (source.digest, graph.digest) != (plan.source, plan.result):
+            raise ValueError("its graphs are not those of its plan")
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
+        NotImplementedError, pickle.UnpicklingError, zipfile.BadZipFile, WhetError,
+    ) as fault:  # fmt: skip
         raise StoreError(
-            "there is no program in this folder", where=place, got=f"no {Path(fault.filename).name}",
+            "a saved program cannot be read", where=place,
+            got=(str(fault).splitlines() or [type(fault).__name__])[0],
+            hint="optimize the model again with this version of whet",
+        ) from fault  # fmt: skip
+    shell = _Shell(*(data[k] for k in ("parameters", "trained", "hidden")))
+    compiled = (place / "region").exists()
+    bind = load_region(place / "region").bind if compiled else None
+    parameters = Parameters(data["constants"], shell, [n.name for n in graph.parameters])
+    try:
+        program = assemble(graph, plan, parameters, bind)
+    except InputError as fault:  # packed weights that the compiled body was not made for
+        raise StoreError(
+            "a saved program cannot be put together again", where=place, got=fault.got,
+            hint="optimize the model again on this machine",
+        ) from fault  # fmt: skip
+    new = Optimized(
+        shell, program, signature, updates=tuple(a.name for a, _ in graph.updates),
+        report=report, strict=strict, forward=forward,
+    )  # fmt: skip
+    region = _pack(place / "region") if compiled else None
+    vars(new)["found"] = Found(source, graph, plan, region, parameters)
+    return new
+
+
+def _check(place: Path) -> None:
+    """Every file is there, and is what was written.
+
+    Raises:
+        StoreError: one is not, or there is no program.
+    """
+    try:
+        manifest = json.loads((place / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            "there is no program in this folder", where=place, got=f"no {MANIFEST}",
             hint="whet optimize MODEL --out FOLDER writes one",
         ) from None  # fmt: skip
-    except WhetError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as fault:
+    except (OSError, ValueError) as fault:
+        raise StoreError("a saved program is damaged", where=place / MANIFEST, got=fault) from fault
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(
-            "a saved program is damaged", where=place, got=str(fault).splitlines()[0],
-            hint="optimize the model again",
-        ) from fault  # fmt: skip
-    if graph.digest != plan.result:
-        raise StoreError(
-            "a saved program is damaged", where=place, got="graph.txt is another graph"
-        )
-    shell = _Shell(data["parameters"])
-    bind = load_region(place / "region").bind if (place / "region").exists() else None
-    program = assemble(
-        graph, plan, Parameters(data["constants"], shell, list(data["parameters"])), bind
-    )
-    updates = tuple(a.name for a, _ in graph.updates)
-    return Optimized(shell, program, signature, updates=updates, report=report, strict=strict)
+            "a program saved by another version of whet", where=place / MANIFEST,
+            expected=f"format {FORMAT}", got=str(manifest)[:80],
+            hint="optimize the model again with this version of whet",
+        )  # fmt: skip
+    for name, (size, checksum) in manifest["files"].items():
+        try:
+            got = (place / name).stat().st_size
+            wrong = f"{got} bytes" if got != size else None
+            if wrong is None and _checksum(place / name) != checksum:
+                wrong = "other bytes"
+        except OSError as fault:
+            wrong = fault.strerror or str(fault)
+        if wrong is not None:
+            raise StoreError(
+                "a saved program is damaged", where=place / name,
+                expected=f"{size} bytes, as they were written", got=wrong,
+                hint="copy the folder again, or optimize the model again",
+            )  # fmt: skip
 
 
 def assemble(graph: Graph, plan: Plan, parameters: Parameters, bind: Bind | None) -> Program:
@@ -156,10 +270,19 @@ def assemble(graph: Graph, plan: Plan, parameters: Parameters, bind: Bind | None
 
 
 class _Shell(nn.Module):
-    """The parameters of a saved program under their own names; it cannot compute anything else."""
+    """The state of a saved program under its own names; it cannot compute anything else.
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    Args:
+        values: by name.
+        trained: which are parameters; the others are buffers.
+        hidden: which are not part of the state dictionary.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], trained: Sequence[str], hidden: Sequence[str]
+    ) -> None:
         super().__init__()
+        made: dict[int, Tensor] = {}  # tied names hold one object here, too
         for name, value in values.items():
             owner: nn.Module = self
             *path, last = name.split(".")
@@ -167,24 +290,55 @@ class _Shell(nn.Module):
                 if part not in owner._modules:
                     owner.add_module(part, nn.Module())
                 owner = owner.get_submodule(part)
-            owner.register_buffer(last, value)
+            if name in trained:
+                plain = nn.Parameter(value, requires_grad=False)
+                owner._parameters[last] = cast(nn.Parameter, made.setdefault(id(value), plain))
+            else:
+                owner.register_buffer(last, value, persistent=name not in hidden)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise InputError(
-            "a saved program runs only what it was made for",
+            "a saved program runs only what it was made for; the original is not in it",
             hint="optimize the model for these inputs too",
         )
 
 
+def _written(forward: inspect.Signature) -> list[list[object]] | None:
+    """Names, kinds and defaults of a call's parameters; None where a default is no plain value."""
+    rows: list[list[object]] = []
+    for p in forward.parameters.values():
+        plain = p.default is p.empty or isinstance(p.default, bool | int | float | str | None)
+        if not plain:
+            return None
+        rows.append([p.name, p.kind.name, *([] if p.default is p.empty else [p.default])])
+    return rows
+
+
+def _read(rows: list[list[Any]] | None) -> inspect.Signature | None:
+    if rows is None:
+        return None
+    kinds = {k.name: k for k in inspect._ParameterKind}
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, kinds[kind], default=default[0] if default else inspect._empty)
+            for name, kind, *default in rows
+        ]
+    )
+
+
 def region_bytes(region: Region) -> bytes:
     """A compiled region as bytes, for the store."""
-    file = io.BytesIO()
     with tempfile.TemporaryDirectory(prefix="whet-region-") as folder:
         region.save(folder)
-        with zipfile.ZipFile(file, "w") as archive:
-            for part in sorted(Path(folder).iterdir()):
-                archive.write(part, part.name)
+        return _pack(Path(folder))
+
+
+def _pack(folder: Path) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for part in sorted(folder.iterdir()):
+            archive.write(part, part.name)
     return file.getvalue()
 
 

@@ -140,11 +140,7 @@ class Signature:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ][: len(captured_args)]  # fmt: skip
         asked = [*names, *captured_kwargs]
-        fixed = all(
-            not v if (p := forward.parameters[k]).kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            else v is p.default
-            for k, v in values.items() if k not in asked
-        )  # fmt: skip
+        fixed = all(_default(forward.parameters[k], v) for k, v in values.items() if k not in asked)
         if len(names) < len(captured_args) or not fixed or not set(asked) <= set(values):
             return args, dict(kwargs)
         return tuple(values[n] for n in names), {n: values[n] for n in captured_kwargs}
@@ -208,3 +204,24 @@ class Signature:
 
 def _short(kind: torch.dtype | torch.layout) -> str:
     return str(kind).removeprefix("torch.")
+
+
+def _default(parameter: inspect.Parameter, value: Any) -> bool:
+    """Whether an argument is what the parameter would be without it."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return not value
+    default = parameter.default
+    plain = isinstance(value, bool | int | float | str) and type(value) is type(default)
+    return value is default or (plain and bool(value == default))
+
+
+def described(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """A call's arguments for a message: types of tensors, other values as they are."""
+
+    def one(value: object) -> str:
+        if isinstance(value, Tensor):
+            return f"{_short(value.dtype)}{list(value.shape)}"
+        text = repr(pytree.tree_map_only(Tensor, one, value))
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+    return f"({', '.join([*map(one, args), *(f'{k}={one(v)}' for k, v in kwargs.items())])})"
