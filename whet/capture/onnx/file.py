@@ -237,11 +237,11 @@ def _nodes(graph: Any) -> list[Any]:
 
 # -- plain data ----------------------------------------------------------------------------------
 def _graph(graph: Any) -> OnnxGraph:
-    initializers = {t.name: _tensor(t) for t in graph.initializer}
+    initializers = {_name(t.name): _tensor(t) for t in graph.initializer}
     for sparse in graph.sparse_initializer:
-        initializers[sparse.values.name] = Unreadable("a sparse tensor")
+        initializers[_name(sparse.values.name)] = Unreadable("a sparse tensor")
     return OnnxGraph(
-        graph.name,
+        _name(graph.name),
         tuple(map(_value, graph.input)),
         tuple(map(_value, graph.output)),
         initializers,
@@ -250,31 +250,41 @@ def _graph(graph: Any) -> OnnxGraph:
 
 
 def _value(info: Any) -> OnnxValue:
+    name = _name(info.name)
     kind = info.type.WhichOneof("value") or "tensor_type"
     if kind != "tensor_type":
-        return OnnxValue(info.name, kind=kind.removesuffix("_type"))
+        return OnnxValue(name, kind=kind.removesuffix("_type"))
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
-        return OnnxValue(info.name, tensor.elem_type)
-    shape: list[int | str | None] = []
-    for dim in tensor.shape.dim:
-        which = dim.WhichOneof("value")
-        shape.append(None if which is None else getattr(dim, which) or None)
-        if which == "dim_value":
-            shape[-1] = int(dim.dim_value)
-    return OnnxValue(info.name, tensor.elem_type, tuple(shape))
+        return OnnxValue(name, tensor.elem_type)
+    return OnnxValue(name, tensor.elem_type, tuple(map(_size, tensor.shape.dim)))
+
+
+def _size(dim: Any) -> int | str | None:
+    if dim.WhichOneof("value") == "dim_value":
+        return int(dim.dim_value)
+    return _name(dim.dim_param) or None
 
 
 def _node(node: Any) -> OnnxNode:
-    attributes = {a.name: _attribute(a) for a in node.attribute}
     return OnnxNode(
-        node.op_type,
-        _domain(node.domain),
-        node.name,
-        tuple(node.input),
-        tuple(node.output),
-        attributes,
+        _name(node.op_type),
+        _domain(_name(node.domain)),
+        _name(node.name),
+        tuple(map(_name, node.input)),
+        tuple(map(_name, node.output)),
+        {_name(a.name): _attribute(a) for a in node.attribute},
     )
+
+
+def _name(text: object) -> str:
+    """A name; protobuf hands out bytes where they are no text."""
+    if not isinstance(text, str):
+        raise CaptureError(
+            "the ONNX model is damaged", expected="names in UTF-8", got=text,
+            hint="export or copy it again",
+        )  # fmt: skip
+    return text
 
 
 def _domain(name: str) -> str:
