@@ -18,10 +18,11 @@ from typing import Any
 
 from whet.errors import WhetError
 from whet.ir.graph import Graph, Node
-from whet.rewrite.conjecture import Conjecture, Form, Pattern, Statement, walk
-from whet.rewrite.pattern import Match, apply_matches
+from whet.rewrite.conjecture import Conjecture, Form, Statement
+from whet.rewrite.match import Match, apply_matches
 from whet.rewrite.prove import Prover
 from whet.rewrite.rule import Rule
+from whet.rewrite.syntax import Pattern, walk
 
 
 class CertificateError(WhetError):

@@ -1,208 +1,47 @@
-"""Finding a conjecture's left side in a graph, and putting the right side in its place.
+"""Finding a conjecture's left side in a graph.
 
     matches(graph, conjecture, prover) -> Match(rule, tensors, scope, roots), …
-    apply_match(graph, match)          -> the graph with the right side where the roots were
 
 A match binds tensor variables to nodes, sizes and attributes to numbers, and so fixes the form:
 ranks, axes, width, operands left out. Operands of commutative operators are tried in both orders.
-The members of a family are found one by one, then gathered by what they share.
-
-The matcher is not trusted. `apply_match` builds the left side from the bindings, and what it builds
-must be the roots themselves (nodes are hash-consed); only then is the proven right side built.
+The members of a family are found one by one, then gathered by what they share. What is found is
+not trusted: see `whet.rewrite.match`.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from whet.errors import GraphError, RecordError
-from whet.ir.graph import Graph, Node, rebuilt, topological
+from whet.errors import RecordError
+from whet.ir.expr import Call, Load
+from whet.ir.functions import FUNCTIONS
+from whet.ir.graph import Graph, Node, topological
+from whet.ir.ops import TABLE, instance
 from whet.ir.types import DType, Size
 from whet.rewrite import formula
-from whet.rewrite.bounds import reads_outside
-from whet.rewrite.conjecture import (
+from whet.rewrite.conjecture import Conjecture, Form, Statement, along
+from whet.rewrite.formula import ConjectureError, Unbound
+from whet.rewrite.match import Match, apply_match, apply_matches
+from whet.rewrite.prove import Prover
+from whet.rewrite.rule import Rule, Unknown
+from whet.rewrite.syntax import (
     Apply,
-    Conjecture,
-    Form,
     Literal,
     Pattern,
     Sides,
-    Statement,
     Var,
-    along,
-    build,
     is_structural,
     one_key,
     star,
 )
-from whet.rewrite.formula import ConjectureError, Unbound
-from whet.rewrite.prove import Prover
-from whet.rewrite.rule import Rule, Unknown
+
+__all__ = ["Match", "apply_match", "apply_matches", "commutes", "matches"]
 
 
-@dataclass(frozen=True)
-class Match:
-    """A rule's left side, found.
-
-    Attributes:
-        rule: what is proven.
-        tensors: node of each tensor variable.
-        scope: sizes, groups and attributes by name.
-        roots: the nodes that the left side's outputs are.
-        own: the literals' own nodes.
-        flipped: commutative applications whose operands stand the other way round.
-    """
-
-    rule: Rule
-    tensors: Mapping[str, Node | None]
-    scope: Mapping[str, object]
-    roots: tuple[Node, ...]
-    own: Mapping[Pattern, Node] = field(default_factory=dict)
-    flipped: frozenset[Pattern] = frozenset()
-
-    @functools.cached_property
-    def left(self) -> tuple[Node, ...]:
-        """The left side, built from the bindings: the roots, if this is a match at all."""
-        sides = self.rule.statement.sides
-        return build(sides.left, self.tensors, self.scope, self.dtype, self.own, self.flipped)
-
-    @functools.cached_property
-    def right(self) -> tuple[Node, ...]:
-        """The right side, built from the bindings: what takes the roots' place."""
-        return build(self.rule.statement.sides.right, self.tensors, self.scope, self.dtype)
-
-    @property
-    def dtype(self) -> DType:
-        """Element type of literals."""
-        return self.roots[0].dtype
-
-    def fault(self) -> str | None:
-        """Why this is no match, or None."""
-        try:
-            if self.left != self.roots:
-                return "the left side is not what stands in the graph"
-            if [n.type for n in self.right] != [n.type for n in self.roots]:
-                return "the right side has another type"
-            if self.rule.statement.holds(self.scope) is not True:
-                return "the condition does not hold"
-        except (RecordError, ConjectureError, ArithmeticError) as fault:
-            return fault.args[0] if fault.args else "a side cannot be built"
-        if not self.rule.proof.moves_only:
-            dtypes = {n.dtype for n in self.tensors.values() if n is not None}
-            if dtypes != {self.dtype} or not self.dtype.is_float:
-                return "the rule is proven for real numbers, and for one precision at a time"
-        if len(self.roots) > 1:
-            below = set(topological(n for n in self.tensors.values() if n is not None))
-            if below & set(self.roots):
-                return "an operand depends on a result"
-        if self.right == self.roots:
-            return "nothing changes"
-        if any(map(reads_outside, self.fresh)):
-            return "the right side reads outside its operands"
-        return None
-
-    @functools.cached_property
-    def fresh(self) -> tuple[Node, ...]:
-        """Nodes of the right side down to the bound tensors, those excluded; roots last."""
-        stop = {n for n in self.tensors.values() if n is not None}
-        done: dict[Node, None] = {}
-        stack = [(n, False) for n in reversed(self.right)]
-        while stack:
-            node, ready = stack.pop()
-            if node in stop or node in done:
-                continue
-            if ready:
-                done[node] = None
-                continue
-            stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.operands))
-        return tuple(done)
-
-    def __str__(self) -> str:
-        return f"{self.rule.name} at {', '.join(r.digest[:8] for r in self.roots)}"
-
-
-def apply_match(graph: Graph, match: Match) -> Graph:
-    """`graph` with the right side of `match` in place of its roots.
-
-    Raises:
-        GraphError: it is no match, or not one in this graph.
-    """
-    return apply_matches(graph, (match,))
-
-
-def apply_matches(graph: Graph, group: Sequence[Match]) -> Graph:
-    """`graph` with all of a group's roots replaced at once, inside each other's operands too.
-
-    Raises:
-        GraphError: one of them is no match.
-    """
-    mapping: dict[Node, Node] = {}
-    present = set(graph.nodes)
-    for m in group:
-        fault = m.fault()
-        if fault is None and not set(m.roots) <= present:
-            fault = "its roots are not in the graph"
-        if fault is not None:
-            raise GraphError(f"cannot apply {m}", got=fault, where=m.rule.statement.text)
-        mapping.update((a, b) for a, b in zip(m.roots, m.right, strict=True) if a is not b)
-    return _replaced(graph, mapping)
-
-
-def _replaced(graph: Graph, mapping: Mapping[Node, Node]) -> Graph:
-    """Every root replaced, also where another root's replacement reads it."""
-    new: dict[Node, Node] = {}
-    order = _order(graph, mapping)
-    for node in order:
-        if node in mapping:
-            new[node] = new[mapping[node]]
-        else:
-            new[node] = rebuilt(node, [None if a is None else new[a] for a in node.args])
-    where = dict(graph.where)
-    for node in order:
-        line = graph.where.get(node)
-        if line is not None:
-            stack = [new[node]]
-            while stack:
-                n = stack.pop()
-                if n not in where and not n.is_leaf:
-                    where[n] = line
-                    stack += n.operands
-    return Graph(
-        graph.inputs,
-        tuple(new[o] for o in graph.outputs),
-        tuple((a, new[b]) for a, b in graph.updates),
-        graph.constants,
-        where,
-    )
-
-
-def _order(graph: Graph, mapping: Mapping[Node, Node]) -> list[Node]:
-    """Everything that is needed, operands first, where a root needs its replacement alone."""
-    done: dict[Node, None] = {}
-    active: set[Node] = set()
-    stack = [(n, False) for n in reversed((*graph.inputs, *graph.results))]
-    while stack:
-        node, ready = stack.pop()
-        if node in done:
-            continue
-        if ready:
-            active.discard(node)
-            done[node] = None
-            continue
-        if node in active:
-            raise GraphError("replacements depend on each other in a circle", where=node)
-        active.add(node)
-        stack.append((node, True))
-        needs = (mapping[node],) if node in mapping else node.operands
-        stack.extend((n, False) for n in reversed(needs) if n not in done)
-    return list(done)
-
-
-# -- finding -------------------------------------------------------------------------------------
 def matches(
     graph: Graph, conjecture: Conjecture, prover: Prover, *, widest: int = 64
 ) -> Iterator[Match]:
@@ -399,8 +238,6 @@ def _match_attribute(e: ast.expr, value: object, found: _Found) -> _Found | None
 
 def _same_number(node: Node, value: float) -> bool:
     """Whether a literal is `value` at its own precision."""
-    import struct
-
     found = node.attr("value")
     if not isinstance(found, (int, float)):
         return False
@@ -412,10 +249,6 @@ def _same_number(node: Node, value: float) -> bool:
 @functools.cache
 def commutes(op: str) -> bool:
     """Whether an operator's operands may change places, by its record."""
-    from whet.ir.expr import Call, Load
-    from whet.ir.functions import FUNCTIONS
-    from whet.ir.ops import TABLE, instance
-
     record = TABLE[op].record
     if record is None or len(record.operands) != 2 or record.patterns:
         return False

@@ -18,7 +18,8 @@ from whet.ir.graph import Graph, Node
 from whet.rewrite.certificate import Step, step_of
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
-from whet.rewrite.pattern import Match, apply_matches, matches
+from whet.rewrite.match import Match, apply_matches
+from whet.rewrite.pattern import matches
 from whet.rewrite.prove import Prover
 from whet.search import Budget, Candidate, Cost, Refutation, Scored
 
