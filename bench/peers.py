@@ -107,9 +107,12 @@ PEERS: Mapping[str, System] = {
 # whet, and whet without one cause of its gain: what is lost then is what the cause is worth.
 OURS: Mapping[str, System] = {
     "whet":             System("whet", whet),
-    "whet-no-rewrites": System("whet without rewrites", functools.partial(whet, rewrites=False)),
+    "whet-no-rewrites": System("whet without rewrites",
+                               functools.partial(whet, disable=("rewrites",))),
     "whet-no-library":  System("whet without a choice of library",
-                               functools.partial(whet, library=False)),
+                               functools.partial(whet, disable=("libraries",))),
+    "whet-no-region":   System("whet without compiled regions",
+                               functools.partial(whet, disable=("regions",))),
 }
 # fmt: on
 
