@@ -2,8 +2,9 @@
 
 A time is filed under everything it depends on: the cluster's operators, attributes and types, the
 machine, the number of threads, torch's version. What is not on file is measured, all kernels of a
-cluster interleaved; a kernel that fails is filed as failed and never taken. Plain ATen is kept
-unless another kernel is faster; whether the program as a whole is, is measured for itself.
+cluster interleaved; a kernel that fails, or computes something else than plain ATen does, is filed
+as failed and never taken. Plain ATen is kept unless another kernel is faster; whether the program
+as a whole is, is measured for itself.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from whet.backend.cluster import Cluster
 from whet.backend.inductor import compile_region
 from whet.backend.lowered import example
 from whet.backend.packed import Kernel, finish
-from whet.errors import WhetError
-from whet.ir.graph import Node
 from whet.ir.types import product
 from whet.machine import Machine
-from whet.run.measure import choose, interleaved
+from whet.run.measure import Timing, choose, interleaved
+from whet.run.oracle import relative_error
 from whet.store import Store
 
 KIND = "kernel-choice"
@@ -82,36 +82,28 @@ class Chooser:
         return f"{self.machine.fingerprint()}/torch-{version}/{threads}t/{key}"
 
     def _recall(self, key: str, kernels: Mapping[str, Kernel]) -> str | None:
+        """The choice on file, if it was made among these very kernels."""
         row = self.store.get(KIND, self._place(key))
         if not isinstance(row, dict) or set(row.get("kernels", ())) != set(kernels):
             return None
+        name = row.get("choice")
+        if name not in kernels or name in row.get("failed", ()):
+            return None
         self.hits += 1
-        return str(row["choice"])
+        return str(name)
 
     def _measure(self, key: str, cluster: Cluster, kernels: Mapping[str, Kernel]) -> str:
-        generator = torch.Generator().manual_seed(0)
-        seen: dict[Node, Tensor] = {}
-        for a in cluster.operands:
-            if a is not None and a not in seen:
-                seen[a] = example(a, generator)
-        operands = [None if a is None else seen[a] for a in cluster.operands]
-        compiled = self._compiled(cluster)
-        calls: dict[str, Callable[[], object]] = {}
+        plain = next(iter(kernels))
         failed: dict[str, str] = {}
         with torch.no_grad():
-            for name, kernel in kernels.items():
-                try:
-                    call = (compiled_call if compiled else prepared)(cluster, kernel, operands)
-                    call()
-                except (RuntimeError, NotImplementedError, WhetError) as fault:
-                    failed[name] = str(fault).splitlines()[0]
-                    self.failures[f"{name}: {failed[name]}"] += 1
-                else:
-                    calls[name] = call
-            timings = interleaved(calls, budget_s=BUDGET_S, min_rounds=7, warmup=2)
-        plain = next(iter(calls))
-        fastest = min(timings, key=lambda n: timings[n].median_s)
-        name = fastest if timings[fastest].median_s < SLACK * timings[plain].median_s else plain
+            calls = self._running(cluster, kernels, failed)
+            timings = _timed(calls, failed)
+        for name, reason in failed.items():
+            self.failures[f"{name}: {reason}"] += 1
+        # Where plain calls fail themselves they are kept to say so: nothing else is held to them.
+        fastest = min(timings, key=lambda n: timings[n].median_s, default=plain)
+        beaten = plain in timings and timings[fastest].median_s < SLACK * timings[plain].median_s
+        name = fastest if beaten else plain
         self.measured += 1
         row = {
             "choice": name,
@@ -124,6 +116,82 @@ class Chooser:
         if name == plain or choose({n: timings[n] for n in (name, plain)}, plain) == name:
             self.store.put(KIND, self._place(key), row)
         return name
+
+    def _running(
+        self, cluster: Cluster, kernels: Mapping[str, Kernel], failed: dict[str, str]
+    ) -> dict[str, Callable[[], object]]:
+        """Calls of the kernels that run and compute what the first one does."""
+        generator = torch.Generator().manual_seed(0)
+        present = dict.fromkeys(a for a in cluster.operands if a is not None)
+        values = {a: example(a, generator) for a in present}
+        operands = [None if a is None else values[a] for a in cluster.operands]
+        prepare = compiled_call if self._compiled(cluster) else prepared
+        calls: dict[str, Callable[[], object]] = {}
+        want: Tensor | None = None
+        for name, kernel in kernels.items():
+            try:
+                call = prepare(cluster, kernel, operands)
+                got = _tensor(call())
+            except Exception as fault:  # whatever it raises, it is not for this cluster
+                failed[name] = _reason(fault)
+                continue
+            want = got if want is None else want
+            if reason := _disagreement(got, want):
+                failed[name] = reason
+            else:
+                calls[name] = call
+        return calls
+
+
+class _FailedError(Exception):
+    """A kernel that ran at first, and then did not."""
+
+    def __init__(self, name: str, fault: Exception) -> None:
+        super().__init__(name)
+        self.name, self.fault = name, fault
+
+
+def _timed(calls: dict[str, Callable[[], object]], failed: dict[str, str]) -> dict[str, Timing]:
+    """Interleaved times of all calls; those that fail meanwhile are left out."""
+
+    def guarded(name: str, call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            try:
+                return call()
+            except Exception as fault:
+                raise _FailedError(name, fault) from fault
+
+        return run
+
+    left = {name: guarded(name, call) for name, call in calls.items()}
+    while left:
+        try:
+            return interleaved(left, budget_s=BUDGET_S, min_rounds=7, warmup=2)
+        except _FailedError as fault:
+            failed[fault.name] = _reason(fault.fault)
+            del left[fault.name]
+    return {}
+
+
+def _reason(fault: Exception) -> str:
+    text = str(fault).strip().splitlines()
+    return f"{type(fault).__name__}: {text[0]}" if text else type(fault).__name__
+
+
+def _tensor(value: object) -> Tensor:
+    """A call's one result; regions return lists."""
+    found = value[0] if isinstance(value, list) else value
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _disagreement(got: Tensor, want: Tensor) -> str | None:
+    """Why two kernels' results are not the same up to half of their digits, or None."""
+    if (got.shape, got.dtype) != (want.shape, want.dtype):
+        return f"expected {want.dtype}{list(want.shape)}, got {got.dtype}{list(got.shape)}"
+    allowed = torch.finfo(want.dtype).eps ** 0.5 if want.dtype.is_floating_point else 0.0
+    error = relative_error([got], [want])
+    return None if error <= allowed else f"another result: relative error {error:.1e}"
 
 
 def compiled_call(

@@ -87,7 +87,7 @@ def test_results_become_a_tree() -> None:
 
 def f(
     x: Any, y: Any = 1, /, z: Any = None, *rest: Any, k: Any = 2.0, t: Any = X, **more: Any
-) -> None:  # noqa: E501
+) -> None:
     """A call with everything."""
 
 
