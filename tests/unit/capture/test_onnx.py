@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import pickle
 import random
 import re
 import sys
@@ -156,6 +157,7 @@ def test_parameters_are_live_and_the_module_is_the_original() -> None:
         module.get_parameter("head.bias").add_(1)
     torch.testing.assert_close(module(x), before + 1)
     torch.testing.assert_close(twin(x), before)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(twin))(x), before)
     torch.testing.assert_close(captured.parameters["head.bias"], module.head.bias)
     wide = twin.double()(x.double())
     assert wide.dtype == torch.float64

@@ -19,6 +19,7 @@ from whet.backend import aten
 from whet.errors import InputError
 from whet.ir.graph import Graph, Node, apply, item, leaf, opaque
 from whet.ir.ops import exists
+from whet.ir.text import parse_graph, print_graph
 from whet.ir.types import DType, TensorType
 
 _PLAIN = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -52,6 +53,10 @@ class OnnxModule(nn.Module):
         twin = OnnxModule(self.graph, weights)
         memo[id(self)] = twin
         return twin.train(self.training)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        weights = {name: self.get_parameter(name).detach() for name in self.names}
+        return _unpickled, (print_graph(self.graph), dict(self.graph.constants), weights)
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs: one tensor, or a tuple of several, in the order of the file.
@@ -106,6 +111,13 @@ class OnnxModule(nn.Module):
         """Inputs and outputs."""
         inputs = ", ".join(f"{n.name}: {n.type!r}" for n in self.graph.inputs)
         return f"{inputs} -> {', '.join(repr(n.type) for n in self.graph.outputs)}"
+
+
+def _unpickled(
+    text: str, constants: Mapping[str, object], weights: Mapping[str, Tensor]
+) -> OnnxModule:
+    """The module over a graph that travelled as text: nodes are nested as deep as the model."""
+    return OnnxModule(parse_graph(text, constants), weights)
 
 
 def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
