@@ -20,7 +20,7 @@ from whet.run.untouched import untouched
 
 # How much worse than the original a program may be, and what is nothing at a precision.
 WORSE = 8.0
-_ULPS = 64.0
+_ULPS, _LEAST = 64.0, 2.0**-6  # units in the last place, and what is something at any precision
 
 
 class Oracle:
@@ -57,7 +57,7 @@ class Oracle:
         self.error = relative_error(own, self.expected)
         floats = [t.dtype for t in own if t.dtype.is_floating_point]
         precise = min((torch.finfo(d).eps for d in floats), default=0.0)
-        self.allowed = max(WORSE * self.error, _ULPS * precise)
+        self.allowed = max(WORSE * self.error, min(_ULPS * precise, _LEAST))
 
     def judge(self, results: Any) -> tuple[float, bool]:
         """Relative error of a return value, and whether it may stand for the original's."""
