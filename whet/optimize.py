@@ -155,14 +155,16 @@ class _Walk:
         place = recall.place(captured.graph, machine, self.disable, RULES)
         with self._phase("recall"):
             best = self._recalled(place, captured, oracle)
+        known = best is not None
         if best is None:
             best = self._searched(captured, chooser, oracle) or _Candidate(
                 "original", None, Rewritten(captured.graph)
             )
-            self._keep(place, captured, best)
         self.report.rewrites = list(best.rewritten.rows)
         self.report.engine = best.program.engine if best.program else "original"
         self.report.kernels = dict(best.program.lowered.kernels) if best.program else {}
+        if not known:
+            self._keep(place, captured, best)
         self.report.hits, self.report.misses = chooser.hits, chooser.measured
         self.report.failures = dict(chooser.failures)
         self.report.notes = dict(self.store.notes)

@@ -5,6 +5,7 @@ Each case is a command or a call as a user makes it, and the words that the answ
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -44,7 +45,7 @@ class Slow(nn.Module):
 
     def forward(self, x):
         pathlib.Path("started").touch()
-        time.sleep(0.02)
+        time.sleep(0.003)
         return self.layer(x)
 
 def mlp():
@@ -73,6 +74,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "empty.pt2").touch()
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.import_module("whet.optimize"), "MEASURE_S", 0.3)
     yield tmp_path
     sys.modules.pop("bad_models", None)
 
@@ -178,11 +180,16 @@ def test_a_damaged_program(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 # -- at run time ---------------------------------------------------------------------------------
 def tiny(**options: object) -> Optimized:
-    """A small optimized module; library calls alone, so that no compiler is waited for."""
+    """A small optimized module; library calls alone, so that no compiler is waited for.
+
+    Its batch norms fold into the layers, so that the original is never the fastest.
+    """
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    inputs = (torch.randn(4, 8),)
-    return whet.optimize(model.eval(), inputs, disable={"regions"}, **options)
+    block = (torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.BatchNorm1d(8))
+    model = torch.nn.Sequential(*block, *block, torch.nn.Linear(8, 3))
+    module = whet.optimize(model.eval(), (torch.randn(4, 8),), disable={"regions"}, **options)
+    assert module.program is not None
+    return module
 
 
 # fmt: off
@@ -201,8 +208,6 @@ CALLS = [
 @pytest.mark.parametrize(("args", "words"), CALLS, ids=[w for _, w in CALLS])
 def test_calls_in_strict_mode(args: tuple[object, ...], words: str) -> None:
     module = tiny(strict=True)
-    if module.program is None:
-        pytest.skip("nothing was faster than the original, which takes what it takes")
     with torch.no_grad(), pytest.raises(InputError) as found:
         module(*args)
     assert words in str(found.value)
@@ -218,24 +223,22 @@ def test_calls_of_a_loaded_program(args: tuple[object, ...], words: str, place: 
     assert words in str(found.value)
 
 
-@pytest.mark.parametrize(("args", "words"), CALLS[:2], ids=[w for _, w in CALLS[:2]])
-def test_calls_that_nothing_takes(args: tuple[object, ...], words: str) -> None:
-    """Not strict, so the original is asked; where it refuses as well, both reasons are given."""
+def test_without_strict_the_original_is_asked() -> None:
     module = tiny()
-    if module.program is None:
-        pytest.skip("nothing was faster than the original")
-    if words.startswith("rank"):
-        with torch.no_grad(), pytest.warns(UserWarning, match="runs the original"):
-            assert module(*args).shape == (2, 4, 3)
-        assert sum(module.fallbacks.values()) == 1
-        return
+    with torch.no_grad(), pytest.warns(UserWarning, match="runs the original"):
+        assert module(torch.zeros(5, 8)).shape == (5, 3)
+    assert sum(module.fallbacks.values()) == 1
+
+
+def test_where_the_original_refuses_as_well_both_reasons_are_given() -> None:
+    module = tiny()
     with (
         torch.no_grad(),
         pytest.warns(UserWarning, match="runs the original"),
         pytest.raises(InputError) as found,
     ):
-        module(*args)
-    assert words in str(found.value)
+        module(torch.zeros(4, 8, dtype=torch.float64))
+    assert "expected float32, got float64" in str(found.value)
     assert "the original says" in str(found.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,7 +36,8 @@ class Net(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(importlib.import_module("whet.optimize"), "MEASURE_S", 0.3)
     torch._dynamo.reset()
     counters.clear()
     yield

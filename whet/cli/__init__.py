@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version` (0), and for arguments it does not know (2).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    args = _top().parse_args(words)
+    code = _done(_top().parse_args(words))
+    if code == 130:
+        # An interrupt that passed through exec(text), of which torch has much, leaves a mark by
+        # which Python ends itself with the signal instead of our code. Running a text removes it.
+        exec("")
+    return code
+
+
+def _done(args: argparse.Namespace) -> int:
+    """The verb's exit code, or that of what it raised, which is told."""
     debug = "--debug" in args.rest
     console = Console(sys.stdout, sys.stderr)
     try:
@@ -81,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say("interrupted: measurements made until now are in the store")
         return 130
     except BrokenPipeError:  # whoever read the output has gone: `whet rules list | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except WhetError as error:
         return _refuse(console, str(error), 1, debug)

@@ -78,5 +78,6 @@ def _shown(args: argparse.Namespace, console: Console) -> tuple[dict[str, Any], 
     title = text.summary(report)
     parts = [f"{title}\n{'=' * min(len(title), 100)}", text.stages(report, others)]
     parts += [text.rewrites(report) or "no rewrite was worth its while"]
+    parts += [f"optimized in {text.took(report)}"]
     console.print("\n\n".join([*parts, kept(optimized, args.out / short(args.model)), ""]))
     return report.to_json() | {"peers": [asdict(p) for p in others]}, stop

@@ -64,9 +64,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if report.opaques:
         calls = table.counted(len(report.opaques), "library call")
         lines += ["", f"{calls} without a record, carried through; --dry-run lists them"]
-    console.print("\n".join(lines))
-    places = kept(optimized, out)
-    console.print("\n" + places)
+    console.print("\n".join(lines))  # before anything can go wrong with the files
+    console.print(f"\noptimized in {text.took(report)}\n\n{kept(optimized, out)}")
     console.finish(report.to_json() | {"out": str(out)})
     if report.stop == INTERRUPTED:
         console.say("interrupted: this is the best that was found until then")

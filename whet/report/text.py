@@ -121,10 +121,7 @@ def listing(report: Report) -> str:
 
 def spent(report: Report) -> str:
     """Seconds by phase, what the store answered, what went wrong, why it ended."""
-    lines = []
-    if report.phases:
-        phases = ", ".join(f"{name} {table.duration(s)}" for name, s in report.phases.items())
-        lines.append(f"spent    {table.duration(sum(report.phases.values()))}: {phases}")
+    lines = [f"spent    {took(report)}"] if report.phases else []
     lines.append(f"store    {table.counted(report.hits, 'hit')}, {report.misses} missed")
     for head, counts in (
         ("note", report.notes),
@@ -135,6 +132,13 @@ def spent(report: Report) -> str:
     if report.stop:
         lines.append(f"stopped  {report.stop}")
     return "\n".join(lines)
+
+
+def took(report: Report) -> str:
+    """Seconds in all, and by phase where it was worth mentioning."""
+    whole = sum(report.phases.values())
+    phases = [f"{k} {table.duration(s)}" for k, s in report.phases.items() if s > 0.01 * whole]
+    return f"{table.duration(whole)}: {', '.join(phases)}"
 
 
 def summary(report: Report) -> str:

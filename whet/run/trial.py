@@ -22,7 +22,7 @@ from whet.backend.library import run_opaque
 from whet.errors import InputError
 from whet.ir.interp import evaluate
 from whet.ir.text import parse_graph
-from whet.run.measure import interleaved
+from whet.run.measure import faster, interleaved
 from whet.run.module import Optimized
 from whet.run.oracle import Oracle, relative_error
 from whet.run.record import Stage
@@ -135,8 +135,8 @@ def peers(
         original, optimized: what it is compared with.
         args, kwargs: the example inputs.
         original_s: seconds that the original took when the stages were measured. Machines drift,
-            so ratios are what is carried over: the peer's time is scaled by that over the
-            original's time in these rounds.
+            so what is carried over is the median of the peer's ratios to the original, round by
+            round.
         budget_s: seconds of timing; compiling comes on top.
 
     Returns:
@@ -158,5 +158,5 @@ def peers(
         }
         timings = interleaved(calls, budget_s=budget_s, min_rounds=9)
     found = timings["torch.compile"]
-    scale = original_s / timings["original"].median_s
-    return [Stage("torch.compile", found.median_s * scale, found.spread, error)]
+    ratio = faster(found, timings["original"]).ratio
+    return [Stage("torch.compile", original_s / ratio, found.spread, error)]
