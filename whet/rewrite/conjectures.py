@@ -25,6 +25,7 @@ fold batch norm into conv: batch_norm(conv2d({_X}, {_W}, {_CONV}), m[G*O], v[G*O
 fold batch norm into conv with bias: batch_norm(conv2d({_X}, {_W}, c[G*O], {_CONV}), m[G*O], v[G*O], g[G*O], b[G*O], eps=e) == conv2d(x, w * reshape(k := g * rsqrt(v + e), size=(G*O, 1, 1, 1)), (c - m) * k + b, {_CONV})
 fold batch norm into linear: batch_norm(linear(x[N, K], w[O, K]), m[O], v[O], g[O], b[O], eps=e) == linear(x, w * reshape(k := g * rsqrt(v + e), size=(O, 1)), b - m * k)
 fold batch norm into linear with bias: batch_norm(linear(x[N, K], w[O, K], c[O]), m[O], v[O], g[O], b[O], eps=e) == linear(x, w * reshape(k := g * rsqrt(v + e), size=(O, 1)), (c - m) * k + b)
+fold plain batch norm into conv: batch_norm(conv2d({_X}, {_W}, {_CONV}), m[G*O], v[G*O], None, None, eps=e) == conv2d(x, w * reshape(k := rsqrt(v + e), size=(G*O, 1, 1, 1)), -m * k, {_CONV})
 batch norm is affine: batch_norm(x[N, C, H, W], m[C], v[C], g[C], b[C], eps=e) == x * reshape(k := g * rsqrt(v + e), size=(C, 1, 1)) + reshape(b - m * k, size=(C, 1, 1))
 fold scale after linear: linear(x[*B, K], w[O, K]) * s[()] == linear(x, w * s)
 fold scale after linear with bias: linear(x[*B, K], w[O, K], c[O]) * s[()] == linear(x, w * s, c * s)
@@ -48,6 +49,7 @@ merge matmuls: (matmul(x[*B, L, K], w.i[K, O.i]) {_ALL}) == (slice(matmul(x, con
 merge linears on one weight: (linear(x.i[O.i, *B, K], w[P, K], c[P] or None) {_ALL}) == (slice(linear(concat(*(x.j for j in range(M)), axis=0), w, c), 0, {_BEFORE}, {_AFTER}, 1) {_ALL})
 merge convs: (conv2d(x[N, C, H, W], w.i[O.i, C, R, Q], {_CONV1}) {_ALL}) == (slice(conv2d(x, concat(*(w.j for j in range(M)), axis=0), {_CONV1}), 1, {_BEFORE}, {_AFTER}, 1) {_ALL})
 merge convs with bias: (conv2d(x[N, C, H, W], w.i[O.i, C, R, Q], c.i[O.i], {_CONV1}) {_ALL}) == (slice(conv2d(x, concat(*(w.j for j in range(M)), axis=0), concat(*(c.j for j in range(M)), axis=0), {_CONV1}), 1, {_BEFORE}, {_AFTER}, 1) {_ALL})
+merge pointwise conv into 3x3: (conv2d(x[N, C, H, W], w[O, C, 1, 1], c[O], groups=1, stride=S, padding=(0, 0), dilation=(1, 1)), conv2d(x, v[P, C, 3, 3], d[P], groups=1, stride=S, padding=(1, 1), dilation=(1, 1))) == (slice(y := conv2d(x, concat(pad(pad(w, 2, 1, 1, 0.0), 3, 1, 1, 0.0), v, axis=0), concat(c, d, axis=0), groups=1, stride=S, padding=(1, 1), dilation=(1, 1)), 1, 0, O, 1), slice(y, 1, O, O + P, 1))
 add linears: linear(x[*B, K], w[O, K], c[O] or None) + linear(y[*B, L], v[O, L]) == linear(concat(x, y, axis=-1), concat(w, v, axis=1), c)
 add linears with biases: linear(x[*B, K], w[O, K], c[O]) + linear(y[*B, L], v[O, L], d[O]) == linear(concat(x, y, axis=-1), concat(w, v, axis=1), c + d)
 
@@ -80,12 +82,16 @@ slice of second channels: slice(concat(x[A, M, *B], y[A, N, *B], axis=1), 1, M, 
 slice of slice: slice(slice(x[*B], a, s, t, 1), a, u, v, 1) == slice(x, a, s + u, s + v, 1)
 stack of selects: stack(*(select(x[M, *B], 0, i) {_ALL}), axis=0) == x
 select of stack: select(stack(x[*B], y[*B], axis=0), 0, 1) == y
+relu of concat: concat(relu(x[A, M, *B]), relu(y[A, N, *B]), axis=1) == relu(concat(x, y, axis=1))
+concat of parts: concat(slice(x[A, M, *B], 1, 0, s, 1), slice(x, 1, s, M, 1), axis=1) == x if 0 <= s and s <= M
 concat of concat: concat(concat(x[A, L, *B], y[A, M, *B], axis=1), z[A, N, *B], axis=1) == concat(x, y, z, axis=1)
 no expand: expand(x[*B], size=(*B,)) == x
 
 -- library operators from their pieces
 attention: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))) * s, -1) @ v[B, H, M, E] == attention(q, k, v, None, s, False, 1)
 attention by division: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))) / s, -1) @ v[B, H, M, E] == attention(q, k, v, None, 1 / s, False, 1)
+attention by tensor: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))) / s[()], -1) @ v[B, H, M, E] == attention(q / s, k, v, None, 1.0, False, 1)
+attention by tensor with mask: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))) / s[()] + m[+B, +H, +L, +M], -1) @ v[B, H, M, E] == attention(q / s, k, v, m, 1.0, False, 1)
 attention scaled before: softmax(matmul(q[B, H, L, D] * s, permute(k[B, H, M, D], dims=(0, 1, 3, 2))), -1) @ v[B, H, M, E] == attention(q, k, v, None, s, False, 1)
 attention unscaled: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))), -1) @ v[B, H, M, E] == attention(q, k, v, None, 1.0, False, 1)
 attention with mask: softmax(matmul(q[B, H, L, D], permute(k[B, H, M, D], dims=(0, 1, 3, 2))) * s + m[+B, +H, +L, +M], -1) @ v[B, H, M, E] == attention(q, k, v, m, s, False, 1)

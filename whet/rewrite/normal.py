@@ -22,6 +22,7 @@ from fractions import Fraction
 
 from whet.ir.functions import FUNCTIONS
 from whet.ir.types import Poly, Size
+from whet.rewrite import laws
 from whet.rewrite import terms as tm
 from whet.rewrite.integers import Facts, Integers, negation
 from whet.rewrite.reading import Unreadable
@@ -84,7 +85,7 @@ class Normal:
             for f in tidy.factors:
                 product = tm.times(product, self.factor(f, facts))
             if len(product) == 1:
-                factors = _combined(product[0].factors, self.integers.positive)
+                factors = laws.combined(product[0].factors, self.integers.positive)
                 plain = not (product[0].bound or product[0].guards)
                 if plain and _same(factors, tidy.factors):
                     coefficient = tidy.coefficient * product[0].coefficient
@@ -186,7 +187,7 @@ class Normal:
                 ]
                 continue
             body = self.simplify(c.body, inner)
-            if neutral is not None and _is_infinite(body) == neutral:
+            if neutral is not None and laws.infinite_sign(body) == neutral:
                 continue
             if neutral is None and tm.is_number(body) == 1:
                 continue
@@ -205,169 +206,25 @@ class Normal:
 
     def applied(self, fn: str, args: tuple[Sum, ...]) -> Sum:
         """A function of simplified arguments, by its laws."""
-        laws = FUNCTIONS[fn].laws if fn in FUNCTIONS else frozenset()
+        known = FUNCTIONS[fn].laws if fn in FUNCTIONS else frozenset()
         same = tm.of(Applied(fn, args))
         if fn == "recip":
-            return _reciprocal(args[0], self.integers.positive)
+            return laws.reciprocal(args[0], self.integers.positive)
         if fn == "rsqrt":
-            return _reciprocal(tm.of(Applied("sqrt", args)), self.integers.positive)
+            return laws.reciprocal(tm.of(Applied("sqrt", args)), self.integers.positive)
         if fn == "pow" and (power := tm.is_number(args[1])) is not None:
-            return _power(args[0], power) or same
-        if "sum_to_product" in laws:
-            return _exponential(fn, args[0]) or same
-        if "idempotent" in laws and "associative" in laws and fn in ("maximum", "minimum"):
-            flat = _flattened(fn, args)
+            found = laws.power(args[0], power)
+            return same if found is None else found
+        if "sum_to_product" in known:
+            found = laws.exponential(fn, args[0])
+            return same if found is None else found
+        if "idempotent" in known and "associative" in known and fn in ("maximum", "minimum"):
+            flat = laws.flattened(fn, args)
             return flat[0] if len(flat) == 1 else tm.of(Applied(fn, flat))
-        if laws & {"odd", "even"} and _leads_negative(args[0]):
+        if known & {"odd", "even"} and laws.leads_negative(args[0]):
             opposite = tm.of(Applied(fn, (tm.scaled(args[0], -1),)))
-            return tm.scaled(opposite, -1) if "odd" in laws else opposite
+            return tm.scaled(opposite, -1) if "odd" in known else opposite
         return same
-
-
-# -- laws ----------------------------------------------------------------------------------------
-def _reciprocal(s: Sum, positive: frozenset[str]) -> Sum:
-    """1 / s: of a product the product, numbers and common factors drawn out."""
-    value = tm.is_number(s)
-    if value:
-        return tm.number(1 / value)
-    if len(s) == 1 and not (s[0].bound or s[0].guards):
-        total = tm.number(1 / s[0].coefficient)
-        if len(s[0].factors) == 1 and s[0].coefficient == 1 and not _invertible(s[0].factors[0]):
-            return tm.of(Applied("recip", (s,)))
-        for f in s[0].factors:
-            total = tm.times(total, _inverse(f))
-        return total
-    common = _common(s)
-    scale = s[0].coefficient if len(s) == 1 else Fraction(1)
-    if s and (common or scale != 1):
-        rest = tuple(
-            replace(t, coefficient=t.coefficient / scale, factors=_without(t.factors, common))
-            for t in s
-        )
-        total = tm.times(tm.number(1 / scale), tm.of(Applied("recip", (rest,))))
-        for f in common:
-            total = tm.times(total, _inverse(f))
-        return total
-    return tm.of(Applied("recip", (s,)))
-
-
-def _invertible(f: Factor) -> bool:
-    return isinstance(f, Applied) and f.fn == "exp"
-
-
-def _inverse(f: Factor) -> Sum:
-    if isinstance(f, Applied) and f.fn == "exp":
-        return tm.of(Applied("exp", (tm.scaled(f.args[0], -1),)))
-    return tm.of(Applied("recip", (tm.of(f),)))
-
-
-def _common(s: Sum) -> list[Factor]:
-    """Factors that stand in every term and depend on no bound axis."""
-    shared: Counter[str] | None = None
-    found: dict[str, Factor] = {}
-    for t in s:
-        free = [f for f in t.factors if not tm.mentions(f, frozenset(t.bound))]
-        texts = [spell_factor(f, {}) for f in free]
-        found.update(zip(texts, free, strict=True))
-        shared = Counter(texts) if shared is None else shared & Counter(texts)
-    return [found[text] for text in (shared or Counter()).elements()]
-
-
-def _without(factors: tuple[Factor, ...], gone: Iterable[Factor]) -> tuple[Factor, ...]:
-    left = Counter(spell_factor(f, {}) for f in gone)
-    kept = []
-    for f in factors:
-        text = spell_factor(f, {})
-        if left[text]:
-            left[text] -= 1
-        else:
-            kept.append(f)
-    return tuple(kept)
-
-
-def _power(s: Sum, power: Fraction) -> Sum | None:
-    if power == Fraction(1, 2):
-        return tm.of(Applied("sqrt", (s,)))
-    if power == Fraction(-1, 2):
-        return tm.of(Applied("recip", (tm.of(Applied("sqrt", (s,))),)))
-    if power == -1:
-        return tm.of(Applied("recip", (s,)))
-    if power.denominator == 1 and 0 <= power <= 4:
-        total = tm.ONE
-        for _ in range(int(power)):
-            total = tm.times(total, s)
-        return total
-    return None
-
-
-def _exponential(fn: str, s: Sum) -> Sum | None:
-    """f(a + b) = f(a) * f(b); f(0) = 1; f(-inf) = 0."""
-    if _is_infinite(s) == -1:
-        return tm.NOTHING
-    if any(_infinite(f) for t in s for f in t.factors):
-        return None
-    total = tm.ONE
-    for t in s:
-        total = tm.times(total, tm.of(Applied(fn, ((t,),))))
-    return total
-
-
-def _flattened(fn: str, args: tuple[Sum, ...]) -> tuple[Sum, ...]:
-    found: dict[str, Sum] = {}
-    work = list(args)
-    while work:
-        a = work.pop()
-        inner = a[0].factors[0] if len(a) == 1 and len(a[0].factors) == 1 else None
-        plain = inner is not None and a == tm.of(inner)
-        if plain and isinstance(inner, Applied) and inner.fn == fn:
-            work += inner.args
-        else:
-            found.setdefault(spell(a), a)
-    return tuple(found[text] for text in sorted(found))
-
-
-def _leads_negative(s: Sum) -> bool:
-    texts = sorted((spell_term(t, {}), t.coefficient) for t in s)
-    return bool(texts) and texts[0][1] < 0
-
-
-def _infinite(f: Factor) -> bool:
-    return isinstance(f, Applied) and f.fn == "inf"
-
-
-def _is_infinite(s: Sum) -> int:
-    """-1 or 1 for an infinite number, 0 for anything else."""
-    if len(s) == 1 and s[0].factors == (tm.INFINITY,) and not s[0].guards:
-        return -1 if s[0].coefficient < 0 else 1
-    return 0
-
-
-def _combined(factors: tuple[Factor, ...], positive: frozenset[str]) -> tuple[Factor, ...]:
-    """f(a) * f(b) = f(a + b) where a and b differ by a number only; n * (1/n) = 1 for sizes."""
-    powers: dict[str, tuple[Term, Fraction]] = {}
-    scalars: Counter[Size] = Counter()
-    kept: list[Factor] = []
-    for f in factors:
-        match f:
-            case Applied("exp", ((t,),)):
-                text = spell_term(t, {})
-                old = powers[text][1] if text in powers else Fraction(0)
-                powers[text] = (t, old + t.coefficient)
-            case Scalar(Poly() as n) if n.symbols() <= positive:
-                scalars[n] += 1
-            case Applied("recip", ((Term(Fraction(), (), guards, (Scalar(n),)) as t,),)) if (
-                t.coefficient == 1 and not guards and tm.symbols(n) <= positive
-            ):
-                scalars[n] -= 1
-            case _:
-                kept.append(f)
-    for t, power in powers.values():
-        if power:
-            kept.append(Applied("exp", ((replace(t, coefficient=power),),)))
-    for size, times in scalars.items():
-        one: Factor = Scalar(size) if times > 0 else Applied("recip", (tm.of(Scalar(size)),))
-        kept += [one] * abs(times)
-    return tuple(kept)
 
 
 def _same(a: tuple[Factor, ...], b: tuple[Factor, ...]) -> bool:

@@ -161,7 +161,10 @@ def _match_variable(p: Var, node: Node, found: _Found) -> _Found | None:
     name = p.name
     if name not in found.sides.variables:  # a number
         value = node.attr("value") if node.op == "full" else None
-        return found.bind(ast.Name(name), value) if isinstance(value, (int, float)) else None
+        if not isinstance(value, (int, float)):
+            return None
+        bound = found.bind(ast.Name(name), value)
+        return replace(bound, own={**bound.own, p: node}) if bound is not None else None
     if name in found.tensors:
         return found if found.tensors[name] is node else None
     known = replace(found, tensors={**found.tensors, name: node})
@@ -243,7 +246,10 @@ def _same_number(node: Node, value: float) -> bool:
         return False
     if found == value or not node.dtype.is_float or node.dtype is DType.f64:
         return float(found) == value
-    return struct.pack("f", found) == struct.pack("f", value)
+    try:
+        return struct.pack("f", found) == struct.pack("f", value)
+    except OverflowError:
+        return False
 
 
 @functools.cache

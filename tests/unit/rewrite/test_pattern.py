@@ -140,6 +140,27 @@ def test_attention_is_recognised(mask: tuple[int, ...] | None, prover: Prover) -
     assert same(before, after)
 
 
+def test_numbers_of_any_shape_are_bound(prover: Prover) -> None:
+    q, k = tensor("q", 2, 3, 4, 4), tensor("k", 2, 3, 4, 4)
+    scores = apply("matmul", q, apply("permute", k, dims=(0, 1, 3, 2)))
+    scores = apply("div", scores, full(8.0, DType.f32, (1, 1)))
+    before = graph(apply("matmul", apply("softmax", scores, axis=3), k))
+    (match,) = found(before, "attention by division", prover)
+    after = apply_match(before, match)
+    assert after.outputs[0].attr("scale") == 0.125
+    assert same(before, after)
+
+
+def test_a_division_that_is_not_exact_is_no_scale(prover: Prover) -> None:
+    q = tensor("q", 2, 3, 4, 4)
+    scores = apply("matmul", q, apply("permute", q, dims=(0, 1, 3, 2)))
+    scores = apply("div", scores, full(2.8284271247461903, DType.f32))
+    before = graph(apply("matmul", apply("softmax", scores, axis=3), q))
+    assert found(before, "attention by division", prover) == []
+    (match,) = found(before, "attention by tensor", prover)  # divides the queries instead
+    assert same(before, apply_match(before, match))
+
+
 def test_another_axis_is_no_match(prover: Prover) -> None:
     q, k = tensor("q", 2, 3, 4, 4), tensor("k", 2, 3, 4, 4)
     scores = apply("mul", apply("matmul", q, apply("permute", k, dims=(0, 1, 3, 2))),
