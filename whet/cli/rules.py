@@ -98,18 +98,22 @@ def _verify(chosen: Sequence[Conjecture], console: Console) -> int:
     from whet.rewrite.rule import Rule
 
     began, done = time.monotonic(), []
-    rows = [["rule", "at", "verdict", "seconds"]]
+    rows = [["rule", "at", "proven for", "rounding", "seconds"]]
     open_: list[Verdict] = []
     for number, conjecture in enumerate(chosen, 1):
         console.progress(f"[{number}/{len(chosen)}] {conjecture.name}")
         for found, seconds in _verdicts(conjecture, console):
-            verdict = found.proof.coverage if isinstance(found, Rule) else type(found).__name__
-            form = str(found.statement.form) or "any"
-            rows.append([conjecture.name, form, verdict, f"{seconds:.2f}"])
+            form = str(found.statement.form)
+            verdict, rounding = type(found).__name__, ""
+            if isinstance(found, Rule):
+                # A proof for a form repeats it, which stands in the column before.
+                verdict = found.proof.coverage.removesuffix(f" ({form})")
+                rounding = found.proof.floating
+            rows.append([conjecture.name, form, verdict, rounding, f"{seconds:.2f}"])
             done.append(_data(found, seconds))
             if not isinstance(found, Rule):
                 open_.append(found)
-    console.print(table.aligned(rows, left=(0, 1, 2)))
+    console.print(table.aligned(rows, left=(0, 1, 2, 3)))
     for found in open_:
         console.print(f"\n{found}")
     spent = table.duration(time.monotonic() - began)
