@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from whet.errors import RecordError
 from whet.ir.expr import Call, Load, Reduce, walk
 from whet.ir.graph import Node, topological
-from whet.ir.ops import record_of
+from whet.ir.ops import TABLE, record_of
 from whet.ir.types import Poly, Size
 from whet.rewrite import formula
 from whet.rewrite import terms as tm
@@ -141,6 +141,9 @@ class _Attempt:
             for m, n in zip(a.shape, b.shape, strict=True):
                 if not integers.equal(frozenset(), m, n):
                     return f"output {k} has types {a.type} and {b.type}"
+        for node in topological((*left, *right)):
+            if _counts_elements(node):
+                return f"{node.op} of {node.operands[0].type} has no common axes: fix the sizes"
         sums = self._compare(left, right, integers)
         if isinstance(sums, str):
             return sums
@@ -185,6 +188,21 @@ class _Attempt:
             index.append(position)
             known = known.union(*(tm.within(a, n) for a, n in axes))
         return index, known
+
+
+def _counts_elements(node: Node) -> bool:
+    """Whether a node numbers elements row by row over sizes that are symbols.
+
+    Such a record holds only if both shapes have as many elements, which it does not say.
+    """
+    if node.is_leaf or TABLE[node.op].record is not None:
+        return False
+    shapes = (node.shape, *(a.shape for a in node.operands))
+    return any(isinstance(n, Poly) for shape in shapes for n in shape) and any(
+        isinstance(e, Call) and e.fn in ("//", "%")
+        for let in node.instance.lets
+        for e in walk(let.body)
+    )
 
 
 def _positive(statement: Statement) -> Iterator[str]:

@@ -10,7 +10,7 @@ from whet.rewrite.conjecture import Conjecture, Form, Statement
 from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.forms import forms
 from whet.rewrite.formula import ConjectureError
-from whet.rewrite.prove import Prover, prove, recheck
+from whet.rewrite.prove import Prover, derive, prove, recheck
 from whet.rewrite.rule import Floating, Proof, Rule, Unknown
 
 EVERY = [(c, f) for c in CONJECTURES.values() for f in forms(c)]
@@ -143,6 +143,11 @@ def test_a_needed_size_guard_is_named() -> None:
     found = prove("sizes differ: x[M] + y[N] == y + x")
     assert isinstance(found, Unknown)
     assert "M == N" in found.reason or "N == M" in found.reason
+
+
+def test_shapes_without_common_axes_are_not_proven_for_all_sizes() -> None:
+    text = "flat: reshape(reshape(x[2*K], size=(1, K)), size=(K,)) == slice(x, 0, 0, K, 1)"
+    assert isinstance(derive(Statement(Conjecture(text))), str)
 
 
 def test_budgets_are_counts() -> None:
