@@ -307,6 +307,19 @@ def test_dry_run_lists_and_writes_nothing(place: Path, capsys: pytest.CaptureFix
     assert sorted(place.rglob("*.txt")) == before
 
 
+def test_a_saved_program_of_torch(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU()).eval()
+    torch.export.save(torch.export.export(model, (torch.randn(2, 8),)), place / "saved.pt2")
+    capfd.readouterr()
+    assert main(["optimize", "saved.pt2", "--dry-run", "--json", "dry.json"]) == 0
+    said = capfd.readouterr()
+    assert "every call has a record" in said.out
+    assert not said.err
+    assert json.loads((place / "dry.json").read_text())["coverage"]["aten.linear.default"] == 1
+
+
 def test_an_interrupted_search_is_saved(
     optimized: tuple[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

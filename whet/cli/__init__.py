@@ -17,6 +17,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -66,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version` (0), and for arguments it does not know (2).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    code = _done(_top().parse_args(words))
+    args = _top().parse_args(words)
+    with warnings.catch_warnings():
+        if "--debug" not in args.rest:  # torch has many about its own code, for its developers
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+        code = _done(args)
     if code == 130:
         # An interrupt that passed through exec(text), of which torch has much, leaves a mark by
         # which Python ends itself with the signal instead of our code. Running a text removes it.

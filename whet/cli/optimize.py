@@ -80,7 +80,7 @@ def check_place(out: Path) -> None:
         OutputError: the folder cannot be written, or holds something else than a program.
     """
     check_writable(out)
-    other = out.exists() and not (out / "plan.txt").exists()
+    other = out.exists() and not (out / "manifest.json").exists()
     if other and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(
             f"{out} is there already, and is no program",
@@ -151,9 +151,7 @@ def listed(source: Source, strict: bool) -> Report:
     Raises:
         UnsupportedError: with `strict`, a library call has no record.
     """
-    from whet.capture.torch import capture
-
-    captured = capture(source.module, source.args, source.kwargs)
+    captured = source.capture()
     opaques = [Opaque(f.target, f.where, f.reason) for f in captured.foreign]
     report = Report(source.name, coverage=dict(captured.coverage), opaques=opaques)
     report.dropped = list(captured.dropped)

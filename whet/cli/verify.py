@@ -116,10 +116,8 @@ def compare(model: str, plan: Plan) -> None:
         WhetError: it cannot be brought in.
     """
     from whet.capture.source import load
-    from whet.capture.torch import capture
 
-    source = load(model)
-    found = capture(source.module, source.args, source.kwargs).graph.digest
+    found = load(model).capture().graph.digest
     if found != plan.source:
         raise UnverifiedError(
             f"{model} is not the model that the program was made from",
