@@ -353,3 +353,11 @@ def test_only_what_optimize_returned_is_saved(tmp_path: Path) -> None:
 def test_regions_as_bytes(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a stored region is damaged"):
         saving.region_from(b"nonsense", tmp_path)
+
+
+@torch.no_grad()
+def test_switched_off_there_is_nothing_to_run(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = load(saved)
+    monkeypatch.setenv("WHET", "off")
+    with pytest.raises(InputError, match="the original is not in it"):
+        again(X)
