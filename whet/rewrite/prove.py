@@ -142,8 +142,8 @@ class _Attempt:
                 if not integers.equal(frozenset(), m, n):
                     return f"output {k} has types {a.type} and {b.type}"
         for node in topological((*left, *right)):
-            if _counts_elements(node):
-                return f"{node.op} of {node.operands[0].type} has no common axes: fix the sizes"
+            if _loses_elements(node, integers):
+                return f"{node.op} needs as many elements in {node.type} as in its operand"
         sums = self._compare(left, right, integers)
         if isinstance(sums, str):
             return sums
@@ -190,19 +190,17 @@ class _Attempt:
         return index, known
 
 
-def _counts_elements(node: Node) -> bool:
-    """Whether a node numbers elements row by row over sizes that are symbols.
+def _loses_elements(node: Node, integers: Integers) -> bool:
+    """Whether a node may only exist at some sizes without its record saying so.
 
-    Such a record holds only if both shapes have as many elements, which it does not say.
+    A record made for given shapes that renumbers elements takes it that both have as many.
     """
-    if node.is_leaf or TABLE[node.op].record is not None:
+    if node.is_leaf or TABLE[node.op].record is not None or len(node.operands) != 1:
         return False
-    shapes = (node.shape, *(a.shape for a in node.operands))
-    return any(isinstance(n, Poly) for shape in shapes for n in shape) and any(
-        isinstance(e, Call) and e.fn in ("//", "%")
-        for let in node.instance.lets
-        for e in walk(let.body)
-    )
+    (operand,) = node.operands
+    if any(isinstance(e, Reduce) for let in node.instance.lets for e in walk(let.body)):
+        return False
+    return not integers.equal(frozenset(), node.type.numel, operand.type.numel)
 
 
 def _positive(statement: Statement) -> Iterator[str]:

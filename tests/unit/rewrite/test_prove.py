@@ -145,7 +145,7 @@ def test_a_needed_size_guard_is_named() -> None:
     assert "M == N" in found.reason or "N == M" in found.reason
 
 
-def test_shapes_without_common_axes_are_not_proven_for_all_sizes() -> None:
+def test_reshapes_must_have_as_many_elements() -> None:
     text = "flat: reshape(reshape(x[2*K], size=(1, K)), size=(K,)) == slice(x, 0, 0, K, 1)"
     assert isinstance(derive(Statement(Conjecture(text))), str)
 
