@@ -120,8 +120,9 @@ class Lowered:
 
 
 def body_nodes(graph: Graph) -> frozenset[Node]:
-    """Nodes that depend on an input, or whose library call may have a say of its own."""
-    found: set[Node] = set()
+    """Nodes that depend on an input or on a value that calls update, and library calls that may
+    have a say of their own."""
+    found: set[Node] = {leaf for leaf, _ in graph.updates}
     for n in graph.nodes:
         if n.op in ("input", "opaque") or any(a in found for a in n.operands):
             found.add(n)
