@@ -1,7 +1,7 @@
 """The walk: a model goes in, a proven, measured, faster program comes out.
 
     capture   the model becomes a Graph                                   whet.capture
-    rewrite   proven rules, searched with measured cost                   whet.rewrite, whet.search
+    rewrite   proven rules, searched with predicted cost                  whet.rewrite, whet.search
     kernels   the library kernel of each cluster, by measured time        whet.run.choice
     engines   library calls from Python, or one compiled region           whet.run.engine
     measure   everything against the original, in turns; errors against float64
@@ -140,43 +140,52 @@ class _Walk:
     disable: frozenset[str]
     progress: Callable[[str], None]
     captured: Captured | None = None
-    unsure: bool = False
+    machine: Machine = field(default_factory=Machine.detect)
     report: Report = field(default_factory=Report)
     began: float = field(default_factory=time.monotonic)
+    recalls: int = 0
+    unsure: bool = False
+
+    def __post_init__(self) -> None:
+        libraries, region = ("libraries" not in self.disable, "regions" not in self.disable)
+        self.chooser = Chooser(self.store, self.machine, libraries, region)
 
     def run(self) -> Optimized:
         with self._phase("capture"):
             captured = self._capture()
-        machine = Machine.detect()
-        libraries = "libraries" not in self.disable
-        chooser = Chooser(self.store, machine, libraries, region="regions" not in self.disable)
         with self._phase("oracle"):
             oracle = self._oracle(captured)
-        place = recall.place(captured.graph, machine, self.disable, RULES)
+        place = recall.place(captured.graph, self.machine, self.disable, RULES)
         with self._phase("recall"):
             best = self._recalled(place, captured, oracle)
-        known = best is not None
         if best is None:
-            best = self._searched(captured, chooser, oracle) or _Candidate(
-                "original", None, Rewritten(captured.graph)
-            )
-        self.report.rewrites = list(best.rewritten.rows)
-        self.report.engine = best.program.engine if best.program else "original"
-        self.report.kernels = dict(best.program.lowered.kernels) if best.program else {}
-        if not known:
+            best = self._searched(captured, oracle)
+            self._describe(best)
             self._keep(place, captured, best)
-        self.report.hits, self.report.misses = chooser.hits, chooser.measured
-        self.report.failures = dict(chooser.failures)
-        self.report.notes = dict(self.store.notes)
+        self._describe(best)
+        return self._module(captured, best)
+
+    def _describe(self, best: _Candidate) -> None:
+        """What the report says of the program that was kept, and of the way there."""
+        report, chooser = self.report, self.chooser
+        report.rewrites = list(best.rewritten.rows)
+        report.engine = best.program.engine if best.program else "original"
+        report.kernels = dict(best.program.lowered.kernels) if best.program else {}
+        report.hits, report.misses = self.recalls + chooser.hits, chooser.measured
+        report.failures = dict(chooser.failures)
+        report.notes = dict(self.store.notes)
+
+    def _module(self, captured: Captured, best: _Candidate) -> Optimized:
+        """What the user gets, with all that saving it takes."""
+        graph = best.rewritten.graph
         optimized = Optimized(
             self.model, best.program, captured.signature,
-            updates=tuple(a.name for a, _ in captured.graph.updates),
+            updates=tuple(leaf.name for leaf, _ in captured.graph.updates),
             report=self.report, strict=self.strict,
         )  # fmt: skip
-        graph = best.rewritten.graph
-        optimized.__dict__["found"] = Found(
+        vars(optimized)["found"] = Found(
             captured.graph, graph, self._plan(captured, best), best.region,
-            self._parameters(graph, captured),
+            self._parameters(graph, captured), best.rewritten.journals,
         )  # fmt: skip
         self.report.fallbacks = optimized.fallbacks
         return optimized
@@ -204,25 +213,25 @@ class _Walk:
 
         return Oracle(self.model, self.args, self.kwargs, exact)
 
-    def _searched(self, captured: Captured, chooser: Chooser, oracle: Oracle) -> _Candidate | None:
-        """Rewrite, lower, compile, measure; the best, or None for the original."""
+    def _searched(self, captured: Captured, oracle: Oracle) -> _Candidate:
+        """Rewrite, lower, compile, measure; the best, which may be the original."""
         candidates: list[_Candidate] = []
         try:
             with self._phase("rewrite"):
                 graph, *others = self._rewrite(captured)
             if "rewrites" not in self.disable:
-                plain = replace(chooser, libraries=False)
+                plain = replace(self.chooser, libraries=False)
                 candidates.append(self._steps("rewrites", graph, captured, plain))
             if "libraries" not in self.disable:
                 with self._phase("kernels"):
                     self.progress("choosing kernels")
-                    candidates.append(self._steps("kernels", graph, captured, chooser))
+                    candidates.append(self._steps("kernels", graph, captured, self.chooser))
             if "regions" not in self.disable:
                 with self._phase("compile"):
                     self.progress("compiling the body")
-                    candidates += self._regions("region", graph, captured, chooser)
+                    candidates += self._regions("region", graph, captured)
                     for other in others if self._left() > 0.4 * self.budget_s else ():
-                        candidates += self._regions("unmerged", other, captured, chooser)
+                        candidates += self._regions("unmerged", other, captured)
         except KeyboardInterrupt:
             self.report.stop = "Interrupted"
         with self._phase("measure"):
@@ -241,9 +250,6 @@ class _Walk:
         """Seconds of the budget that are left."""
         return self.budget_s - (time.monotonic() - self.began)
 
-    def _program(self, graph: Graph, captured: Captured, chooser: Chooser) -> Program:
-        return Program(lower(graph, chooser), self._parameters(graph, captured))
-
     def _parameters(self, graph: Graph, captured: Captured) -> Parameters:
         constants = {k: v for k, v in graph.constants.items() if isinstance(v, Tensor)}
         return Parameters(constants, self.model, [n.name for n in graph.parameters])
@@ -251,27 +257,30 @@ class _Walk:
     def _steps(
         self, name: str, graph: Rewritten, captured: Captured, chooser: Chooser
     ) -> _Candidate:
-        return _Candidate(name, self._program(graph.graph, captured, chooser), graph)
+        """Library calls one after another, from Python."""
+        lowered = lower(graph.graph, chooser)
+        return _Candidate(name, Program(lowered, self._parameters(graph.graph, captured)), graph)
 
-    def _regions(
-        self, name: str, graph: Rewritten, captured: Captured, chooser: Chooser
-    ) -> Iterator[_Candidate]:
+    def _regions(self, name: str, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
         """The body compiled as one region; nothing where that cannot be done, counted."""
-        lowered = lower(graph.graph, chooser, literals="inline")
+        lowered = lower(graph.graph, self.chooser, literals="inline")
         parameters = self._parameters(graph.graph, captured)
         derived = lowered.derive(parameters.tensors())
         try:
             built = region(lowered, self._inputs(captured), derived)
         except UnsupportedError as fault:
-            chooser.failures[f"inductor: {fault.got or fault.summary}"] += 1
+            self.chooser.failures[f"inductor: {fault.got or fault.summary}"] += 1
             return
         program = Program(lowered, parameters, built.runner().bind, "inductor")
         yield _Candidate(name, program, graph, region_bytes(built))
 
     def _measure(
         self, captured: Captured, candidates: Sequence[_Candidate], oracle: Oracle
-    ) -> _Candidate | None:
-        """The fastest candidate that is right and surely faster than the original."""
+    ) -> _Candidate:
+        """The fastest candidate that is right and surely faster than the original, or that.
+
+        Timed is what the user will call, checks of the arguments included.
+        """
         leaves = captured.signature.flatten(self.args, self.kwargs)
         assert leaves is not None
         inputs = captured.signature.inputs(leaves)
@@ -286,8 +295,8 @@ class _Walk:
             result = captured.signature.unflatten(program(inputs), leaves)
             c.error, good = oracle.judge(result)
             if good:
-                right[c.name] = c
-                calls[c.name] = lambda p=program: p(inputs)  # type: ignore[misc]
+                right[c.name], module = c, self._module(captured, c)
+                calls[c.name] = lambda m=module: m(*self.args, **self.kwargs)  # type: ignore[misc]
             else:
                 note = f"rejected: error {c.error:.2e}, allowed {oracle.allowed:.2e}"
                 stages.append(Stage(c.name, math.nan, error=c.error, note=note))
@@ -301,7 +310,8 @@ class _Walk:
             stages.append(Stage(name, t.median_s, t.spread, error, NOTES[name]))
         self.report.stages = stages
         self.unsure = _promising(timings)
-        return right.get(choose(timings, "original"))
+        original = _Candidate("original", None, Rewritten(captured.graph))
+        return right.get(choose(timings, "original"), original)
 
     def _recalled(self, place: str, captured: Captured, oracle: Oracle) -> _Candidate | None:
         """What an earlier run found for the same graph here, if it is still right."""
@@ -320,7 +330,7 @@ class _Walk:
         before = Report.from_json(found.report)
         for name in ("stages", "rewrites", "kernels", "engine", "stop"):
             setattr(self.report, name, getattr(before, name))
-        self.report.hits += 1
+        self.recalls += 1
         steps = tuple(map(Step.parse, found.plan.rewrites))
         state = Rewritten(found.graph, steps, tuple(before.rewrites), before.stop)
         return _Candidate("recalled", found.program, state, found.region)

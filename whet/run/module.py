@@ -46,6 +46,7 @@ class Found:
     plan: Plan
     region: bytes | None
     parameters: Parameters
+    journals: tuple[str, ...] = ()
 
 
 class Optimized(nn.Module):

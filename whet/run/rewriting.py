@@ -22,13 +22,15 @@ from whet.rewrite.prove import Prover
 from whet.rewrite.space import RewriteSpace
 from whet.run.pricing import predicted
 from whet.run.record import Rewrite
-from whet.search import Budget, Greedy, search
+from whet.search import Budget, Greedy, Journal, search
 from whet.store import Store
 
 RULES = tuple(c.text for c in CONJECTURES.values())
 """Texts of all rules: what a search depends on."""
 
 _DOUBTFUL = ("merge", "hoist", "associate", "compose", "distribute", "add linears")
+SURE = {n: c for n, c in CONJECTURES.items() if not n.startswith(_DOUBTFUL)}
+"""The rules of the first search."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Rewritten:
         steps: of the certificate, in order.
         rows: the same for readers.
         stop: why the search ended.
+        journals: of the searches that led here, as JSON Lines; `whet.search.replay` reads them.
     """
 
     graph: Graph
     steps: tuple[Step, ...] = ()
     rows: tuple[Rewrite, ...] = ()
     stop: str = ""
+    journals: tuple[str, ...] = ()
 
     @property
     def certificate(self) -> tuple[str, ...]:
@@ -81,17 +85,24 @@ class Proofs(MutableMapping[str, str]):
 def rewritten(graph: Graph, store: Store, budget: Budget) -> list[Rewritten]:
     """The graphs worth compiling: all rules first, then without those in doubt, if that differs."""
     prover = Prover(Proofs(store))
-    sure = {n: c for n, c in CONJECTURES.items() if not n.startswith(_DOUBTFUL)}
-    folded = _searched(Rewritten(graph), sure, prover, budget)
+    folded = _searched(Rewritten(graph), SURE, prover, budget)
     merged = _searched(folded, CONJECTURES, prover, budget)
     return [merged] if merged.graph == folded.graph else [merged, folded]
+
+
+def space_of(
+    graph: Graph, rules: Mapping[str, Conjecture], prover: Prover | None = None
+) -> RewriteSpace:
+    """The space that is searched from `graph`; a new one replays the search's journal."""
+    return RewriteSpace(graph, predicted, prover, rules, single=False)
 
 
 def _searched(
     start: Rewritten, rules: Mapping[str, Conjecture], prover: Prover, budget: Budget
 ) -> Rewritten:
-    space = RewriteSpace(start.graph, predicted, prover, rules, single=False)
-    outcome = search(space, Greedy(), budget.part())
+    space = space_of(start.graph, rules, prover)
+    journal = Journal()
+    outcome = search(space, Greedy(), budget.part(), journal)
     best = outcome.best.state
     steps = space.certificate(best)
     lines = {n.digest: line for g in (start.graph, best) for n, line in g.where.items()}
@@ -100,4 +111,5 @@ def _searched(
         for step in steps
         for place in step.places
     ]
-    return Rewritten(best, start.steps + steps, (*start.rows, *rows), str(outcome.stop))
+    journals = (*start.journals, "\n".join(journal.lines) + "\n")
+    return Rewritten(best, start.steps + steps, (*start.rows, *rows), str(outcome.stop), journals)

@@ -9,6 +9,7 @@
       parameters.pt     parameters, buffers and constants
       region/           the compiled body, where there is one
       report.json       what was measured
+      journal-N.jsonl   every candidate of the N-th search
 
 A folder is written beside its place and renamed: it is there whole or not at all. Every byte is
 checked as it is loaded. A program on library calls runs wherever torch does, whatever packs its
@@ -103,6 +104,8 @@ def _write(optimized: Optimized, found: Found, folder: Path) -> None:
     (folder / "graph.txt").write_text(print_graph(found.graph))
     (folder / "signature.json").write_text(call)
     (folder / "report.json").write_text(json.dumps(optimized.report.to_json(), indent=1))
+    for number, journal in enumerate(found.journals, 1):
+        (folder / f"journal-{number}.jsonl").write_text(journal)
     torch.save(_tensors(optimized, found), folder / "parameters.pt")
     if found.region is not None:
         _unpack(found.region, folder / "region")

@@ -1,0 +1,70 @@
+"""The two searches that rewriting is, their certificates and their journals."""
+
+from __future__ import annotations
+
+import pytest
+
+from whet.ir.graph import Graph, apply, leaf
+from whet.ir.types import DType, TensorType
+from whet.rewrite.certificate import verify_certificate
+from whet.rewrite.conjectures import CONJECTURES
+from whet.run.rewriting import SURE, rewritten, space_of
+from whet.search import Budget, replay
+from whet.store import Store
+
+
+def tensor(kind, name, *shape):
+    return leaf(kind, name, TensorType(DType.f32, shape))
+
+
+@pytest.fixture
+def recurrence():
+    """Four steps that each multiply their part of the input by the same weight."""
+    x, w, u = (
+        tensor("input", "x", 4, 2, 8),
+        tensor("parameter", "w", 8, 8),
+        tensor("parameter", "u", 8, 8),
+    )
+    h = apply("linear", apply("select", x, axis=0, index=0), w, None)
+    for t in range(1, 4):
+        step = apply("linear", apply("select", x, axis=0, index=t), w, None)
+        h = apply("tanh", apply("add", step, apply("linear", h, u, None)))
+    return Graph((x,), (h,))
+
+
+def test_products_of_a_recurrence_are_hoisted(recurrence):
+    best, *others = rewritten(recurrence, Store.memory(), Budget(seconds=60))
+    products = [n for n in best.graph.nodes if n.op == "linear" and n.args[0].op == "input"]
+    assert len(products) == 1
+    assert [o.graph for o in others] == [recurrence]
+
+
+def test_certificates_lead_there(recurrence):
+    best = rewritten(recurrence, Store.memory(), Budget(seconds=60))[0]
+    assert best.certificate
+    assert verify_certificate(recurrence, best.certificate) == best.graph
+    assert len(best.rows) == sum(len(s.places) for s in best.steps)
+
+
+def test_journals_are_replayed(recurrence, tmp_path):
+    best = rewritten(recurrence, Store.memory(), Budget(seconds=60))[0]
+    graph = recurrence
+    assert len(best.journals) == 2
+    for number, (text, rules) in enumerate(zip(best.journals, (SURE, CONJECTURES), strict=True)):
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(text)
+        graph = replay(file, space_of(graph, rules)).state
+    assert graph == best.graph
+
+
+def test_proofs_come_from_the_store(recurrence):
+    store = Store.memory()
+    first = rewritten(recurrence, store, Budget(seconds=60))[0]
+    assert store.keys("proof")
+    assert rewritten(recurrence, store, Budget(seconds=60))[0].graph == first.graph
+
+
+def test_no_budget_no_rewrites(recurrence):
+    best = rewritten(recurrence, Store.memory(), Budget(candidates=0))
+    assert [b.graph for b in best] == [recurrence]
+    assert best[0].stop == "Budget"
