@@ -26,7 +26,7 @@ from whet.run.measure import Timing, choose, interleaved
 from whet.run.oracle import relative_error
 from whet.store import Store
 
-KIND = "kernel-choice"
+KIND = "kernel-choice-2"
 BUDGET_S = 0.25  # seconds of measuring per distinct cluster
 SLACK = 0.98  # what a kernel's time must stay under, as a share of plain ATen's
 
@@ -124,6 +124,10 @@ class Chooser:
         generator = torch.Generator().manual_seed(0)
         present = dict.fromkeys(a for a in cluster.operands if a is not None)
         values = {a: example(a, generator) for a in present}
+        if cluster.anchor.op == "conv2d":  # what flows between convolutions is channels-last
+            for k, a in enumerate(cluster.operands):
+                if a is not None and k not in cluster.fixed and values[a].dim() == 4:
+                    values[a] = values[a].contiguous(memory_format=torch.channels_last)
         operands = [None if a is None else values[a] for a in cluster.operands]
         prepare = compiled_call if self._compiled(cluster) else prepared
         calls: dict[str, Callable[[], object]] = {}
@@ -167,7 +171,14 @@ def _timed(calls: dict[str, Callable[[], object]], failed: dict[str, str]) -> di
     while left:
         try:
             # All kernels share one pool of threads: there is none to wait for between them.
-            return interleaved(left, budget_s=BUDGET_S, min_rounds=7, warmup=2, settle=lambda: None)
+            return interleaved(
+                left,
+                budget_s=BUDGET_S,
+                min_rounds=7,
+                warmup=2,
+                settle=lambda: None,
+                collect=False,
+            )
         except _FailedError as fault:
             failed[fault.name] = _reason(fault.fault)
             del left[fault.name]

@@ -85,6 +85,7 @@ def interleaved(
     max_rounds: int = 200,
     warmup: int = 2,
     settle: Callable[[], object] | None = None,
+    collect: bool = True,
     clock: Clock = time.perf_counter,
     seed: int = 0,
 ) -> dict[str, Timing]:
@@ -97,6 +98,7 @@ def interleaved(
         min_rounds, max_rounds: bounds on the number of rounds.
         warmup: untimed calls of each before the first round, at least one.
         settle: called before each sample; `quiet` where it is not given.
+        collect: collect garbage first, which takes as long as there is much of it.
         clock: seconds since any moment.
         seed: of the order within the rounds.
 
@@ -105,7 +107,7 @@ def interleaved(
     """
     settle = quiet if settle is None else settle
     start = clock()
-    with _without_collections():
+    with _without_collections(collect):
         estimates = {name: _warm(call, max(1, warmup), clock) for name, call in callables.items()}
         calls = {name: max(1, math.ceil(SAMPLE_S / max(s, 1e-7))) for name, s in estimates.items()}
         samples: dict[str, list[float]] = {name: [] for name in callables}
@@ -209,10 +211,11 @@ def _orders(names: Sequence[str], rng: random.Random) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def _without_collections(first: bool) -> Iterator[None]:
     """No garbage collection inside: it would hit one callable for the litter of another."""
     was = gc.isenabled()
-    gc.collect()
+    if first:
+        gc.collect()
     gc.disable()
     try:
         yield
