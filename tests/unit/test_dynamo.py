@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -66,8 +66,14 @@ def same(found: Any, right: Any) -> None:
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
+def first_other(timings: Mapping[str, object], original: str) -> str:
+    """Takes a program whatever the clock says: what is looked at is not its speed."""
+    return next(name for name in timings if name != original)
+
+
 @torch.no_grad()
-def test_by_its_entry_point(programs: list[Optimized]) -> None:
+def test_by_its_entry_point(programs: list[Optimized], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("whet.optimize"), "choose", first_other)
     model = Net().eval()
     fast = compiled(model)
     for _ in range(3):
