@@ -67,6 +67,9 @@ def optimized(place: Path) -> tuple[str, int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "stdout", said := io.StringIO())
+        # Whatever the clock says: what is looked at is what was done, not whether it paid.
+        walk = importlib.import_module("whet.optimize")
+        patch.setattr(walk, "choose", lambda timings, original: next(reversed(timings)))
         code = main(["optimize", "cli_models:mlp", "--budget", "5s", "--json", "report.json"])
     return said.getvalue(), code
 
