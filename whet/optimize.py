@@ -45,7 +45,7 @@ from whet.run.record import Opaque, Report, Stage
 from whet.run.rewriting import RULES, Rewritten, rewritten
 from whet.run.save import region_bytes
 from whet.run.untouched import untouched
-from whet.search import Budget
+from whet.search import Budget, StopReason
 from whet.store import Store
 
 SWITCHES = frozenset({"rewrites", "libraries", "regions"})
@@ -222,6 +222,8 @@ class _Walk:
             if "rewrites" not in self.disable:
                 plain = replace(self.chooser, libraries=False)
                 candidates.append(self._steps("rewrites", graph, captured, plain))
+            if self.report.stop == str(StopReason.INTERRUPTED):
+                raise KeyboardInterrupt  # the search has kept it to itself: nothing more is begun
             if "libraries" not in self.disable:
                 with self._phase("kernels"):
                     self.progress("choosing kernels")

@@ -22,7 +22,7 @@ from whet.rewrite.prove import Prover
 from whet.rewrite.space import RewriteSpace
 from whet.run.pricing import predicted
 from whet.run.record import Rewrite
-from whet.search import Budget, Greedy, Journal, search
+from whet.search import Budget, Greedy, Journal, StopReason, search
 from whet.store import Store
 
 RULES = tuple(c.text for c in CONJECTURES.values())
@@ -86,6 +86,8 @@ def rewritten(graph: Graph, store: Store, budget: Budget) -> list[Rewritten]:
     """The graphs worth compiling: all rules first, then without those in doubt, if that differs."""
     prover = Prover(Proofs(store))
     folded = _searched(Rewritten(graph), SURE, prover, budget)
+    if folded.stop == str(StopReason.INTERRUPTED):  # who stops one search has not asked for another
+        return [folded]
     merged = _searched(folded, CONJECTURES, prover, budget)
     return [merged] if merged.graph == folded.graph else [merged, folded]
 

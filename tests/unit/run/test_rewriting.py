@@ -8,6 +8,7 @@ from whet.ir.graph import Graph, apply, leaf
 from whet.ir.types import DType, TensorType
 from whet.rewrite.certificate import verify_certificate
 from whet.rewrite.conjectures import CONJECTURES
+from whet.run.pricing import predicted
 from whet.run.rewriting import SURE, rewritten, space_of
 from whet.search import Budget, replay
 from whet.store import Store
@@ -68,3 +69,20 @@ def test_no_budget_no_rewrites(recurrence):
     best = rewritten(recurrence, Store.memory(), Budget(candidates=0))
     assert [b.graph for b in best] == [recurrence]
     assert best[0].stop == "Budget"
+
+
+def test_an_interrupt_ends_all_of_it(recurrence, monkeypatch):
+    """Ctrl-C in the first search: what it found is kept, and no second one is begun."""
+    calls = []
+
+    def interrupting(graph):
+        calls.append(graph)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predicted(graph)
+
+    monkeypatch.setattr("whet.run.rewriting.predicted", interrupting)
+    (best,) = rewritten(recurrence, Store.memory(), Budget(seconds=60))
+    assert best.stop == "Interrupted"
+    assert len(calls) == 3
+    assert verify_certificate(recurrence, best.certificate) == best.graph

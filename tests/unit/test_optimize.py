@@ -1,0 +1,34 @@
+"""The walk as a whole, where no single room shows it."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+
+from whet.store import Store
+
+walk = importlib.import_module("whet.optimize")  # `whet.optimize` alone is the function
+
+
+def test_nothing_is_begun_after_an_interrupted_search(monkeypatch):
+    """The search swallows Ctrl-C to keep what it found; the walk must hear of it all the same."""
+    plain = walk.rewritten
+
+    def interrupted(*args):
+        (first, *_) = plain(*args)
+        return [walk.replace(first, stop="Interrupted")]
+
+    def begun(*_):
+        pytest.fail("a region was compiled after Ctrl-C")
+
+    monkeypatch.setattr(walk, "rewritten", interrupted)
+    monkeypatch.setattr(walk, "region", begun)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
+    optimized = walk.optimize(model, (x,), store=Store.memory(), budget_s=20)
+    assert optimized.report.stop == "Interrupted"
+    assert {s.name for s in optimized.report.stages} == {"original", "rewrites"}
+    with torch.no_grad():
+        assert torch.allclose(optimized(x), model(x), atol=1e-6)
