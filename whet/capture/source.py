@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -58,21 +59,31 @@ class Source:
         return self.captured or capture(self.module, self.args, self.kwargs)
 
 
-def load(text: str, *, scale: zoo.Scale = "full") -> Source:
+def load(
+    text: str, *, scale: zoo.Scale = "full", sizes: Mapping[str, int] = MappingProxyType({})
+) -> Source:
     """The model that `text` names.
 
     Args:
         text: one of the forms above.
         scale: of a zoo model.
+        sizes: numbers for the sizes that an ONNX file leaves open, by name.
 
     Raises:
-        CaptureError: there is no such model, it does not load, or it comes without inputs.
+        CaptureError: there is no such model, it does not load, or it comes without inputs; or sizes
+            were given for another kind of model, whose example inputs state them all.
     """
+    if sizes and not text.endswith(".onnx"):
+        raise CaptureError(
+            f"{text} leaves no sizes open", expected="sizes for an ONNX file only",
+            got=", ".join(f"{name}={size}" for name, size in sizes.items()),
+            hint="its example inputs say what it is optimized for",
+        )  # fmt: skip
     if text.startswith("zoo:"):
         model = zoo.load(text.removeprefix("zoo:"), scale=scale)
         return Source(text, model.module, model.inputs)
     if text.endswith(".onnx"):
-        return _onnx(text)
+        return _onnx(text, sizes)
     if text.endswith(".pt2"):
         return _saved(text)
     package, colon, name = text.partition(":")
@@ -87,12 +98,12 @@ def load(text: str, *, scale: zoo.Scale = "full") -> Source:
     raise CaptureError(f"{text!r} names no model", expected=FORMS, hint=hint)
 
 
-def _onnx(text: str) -> Source:
+def _onnx(text: str, sizes: Mapping[str, int]) -> Source:
     if not Path(text).is_file():
         raise CaptureError(f"there is no file {text}", expected="an ONNX file")
     from whet.capture.onnx import load_onnx
 
-    captured = load_onnx(Path(text))
+    captured = load_onnx(Path(text), sizes=sizes)
     generator = torch.Generator().manual_seed(0)
     arguments = [a for a in captured.signature.arguments if isinstance(a, TensorArgument)]
     inputs = tuple(_example(a, generator) for a in arguments)

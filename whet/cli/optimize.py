@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from whet.cli.console import Console, OutputError, check_writable, write
 from whet.cli.options import add_model, add_search, short
@@ -106,7 +106,8 @@ def loaded(args: argparse.Namespace, console: Console) -> Source:
 
     use_threads(args.threads)
     console.progress(f"loading {args.model}")
-    return load(args.model, scale="small" if getattr(args, "small", False) else "full")
+    scale: Literal["small", "full"] = "small" if getattr(args, "small", False) else "full"
+    return load(args.model, scale=scale, sizes=dict(getattr(args, "size", ())))
 
 
 def searched(source: Source, args: argparse.Namespace, console: Console) -> Optimized:

@@ -48,9 +48,25 @@ def threads(text: str) -> int:
     return int(text)
 
 
+def size(text: str) -> tuple[str, int]:
+    """A named size: `batch=8`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    name, equal, number = text.partition("=")
+    if not (name.strip() and equal and number.strip().isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a size such as batch=8, got {text!r}")
+    return name.strip(), int(number)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model to work on."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--size", type=size, action="append", default=[], metavar="NAME=N",
+        help="a number for a size that an ONNX file leaves open, such as batch=1; once for each",
+    )  # fmt: skip
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:

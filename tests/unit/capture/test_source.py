@@ -79,16 +79,31 @@ def test_saved_program(tmp_path: Path) -> None:
     assert captured.parameters["weight"] is found.module.weight
 
 
-def test_onnx_file(tmp_path: Path) -> None:
+def relu_file(path: Path, *shape: int | str) -> str:
+    """An ONNX file of one operator; names in the shape are sizes that it leaves open."""
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     node = helper.make_node("Relu", ["x"], ["y"])
-    values = [helper.make_tensor_value_info(n, kind, [2, 3]) for n in "xy"]
+    values = [helper.make_tensor_value_info(n, kind, shape) for n in "xy"]
     graph = helper.make_graph([node], "relu", values[:1], values[1:])
     opset = helper.make_opsetid("", 20)
-    path = tmp_path / "relu.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[opset]), path)
-    found = source.load(str(path))
+    return str(path)
+
+
+def test_open_sizes_of_an_onnx_file(tmp_path: Path) -> None:
+    path = relu_file(tmp_path / "open.onnx", "batch", 3)
+    assert source.load(path, sizes={"batch": 5}).args[0].shape == (5, 3)
+    with pytest.raises(CaptureError, match="--size batch=N"):
+        source.load(path)
+    with pytest.raises(CaptureError, match="does not leave open"):
+        source.load(path, sizes={"bach": 5})
+    with pytest.raises(CaptureError, match="zoo:lstm leaves no sizes open"):
+        source.load("zoo:lstm", sizes={"batch": 5})
+
+
+def test_onnx_file(tmp_path: Path) -> None:
+    found = source.load(relu_file(tmp_path / "relu.onnx", 2, 3))
     torch.testing.assert_close(found.module(*found.args), found.args[0].relu())
     assert found.capture().graph.outputs[0].op == "relu"
 

@@ -157,10 +157,11 @@ class Walk:
                 missing.append(name)
         if missing:
             example = ", ".join(f"{name!r}: 1" for name in missing)
+            options = " ".join(f"--size {name}=N" for name in missing)
             raise CaptureError(
                 "an input has sizes that the file leaves open", expected="a number for each",
                 got=", ".join(missing), where=where,
-                hint=f"give them: load_onnx(…, sizes={{{example}}})",
+                hint=f"give them: {options}, or load_onnx(…, sizes={{{example}}}) in Python",
             )  # fmt: skip
         return tuple(shape)
 
