@@ -34,7 +34,7 @@ SMALL = Machine(
 @pytest.fixture
 def linux(tmp_path, monkeypatch):
     """A Linux of eight threads on four cores; `detect` is told that it may use them all."""
-    monkeypatch.setattr("whet.machine._allowed_threads", lambda: 8)
+    monkeypatch.setattr("whet.machine.processor._allowed_threads", lambda: 8)
     files = {
         "proc/cpuinfo": "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Fast CPU\n"
         "flags\t\t: fpu sse2 avx avx2 fma avx512f\n\nprocessor\t: 1\nmodel name\t: other\n",
