@@ -105,7 +105,8 @@ def parse(file: Path) -> Text:
             got=found,
             where=file,
         )
-    return data
+    found: Text = data
+    return found
 
 
 def overridden(text: Text, path: str, value: object) -> Text:
