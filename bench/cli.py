@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,12 +12,24 @@ from pathlib import Path
 
 from bench import suite, table
 from bench.peers import OURS, PEERS
-from whet.errors import InputError
+from whet.errors import InputError, WhetError
+
+# Suites that are no table of models against systems. Each module has
+#     measure(args, progress) -> result, page       the JSON of `bench.suite`, and the same as text
+# and reads of `args` what makes sense to it; with --part it measures only that part of itself.
+OTHERS = {
+    "kernels": "bench.kernels",
+    "parallel": "bench.parallel",
+    "rewrites": "bench.rewrites",
+    "tuning": "bench.tuning",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what `run` reads to the parser of the verb."""
-    parser.add_argument("--suite", default="cpu", help="which models (default: cpu, the zoo)")
+    names = ", ".join(["cpu", *OTHERS])
+    parser.add_argument("--suite", default="cpu", help=f"one of {names} (default: cpu, the zoo)")
+    parser.add_argument("--part", metavar="NAME", help="only this part of a suite that has parts")
     parser.add_argument(
         "--peers",
         default=",".join(PEERS),
@@ -44,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: an unknown suite, peer or model, or no thread.
     """
+    if args.suite in OTHERS:
+        return other(args)
     available = suite.suites()
-    (name,) = known("suite", [args.suite], available)
+    (name,) = known("suite", [args.suite], [*available, *OTHERS])
     models = known("model", split(args.models) or available[name], available[name])
     peers = known("peer", split(args.peers), PEERS)
     if args.threads is not None and args.threads < 1:
@@ -74,6 +89,26 @@ def run(args: argparse.Namespace) -> int:
         and not args.small
     ):
         stem = suite.result_stem(result)
+        suite.write(suite.RESULTS / f"{stem}.json", data)
+        suite.write(suite.RESULTS / f"{stem}.txt", page)
+    return 0 if result["complete"] else 130
+
+
+def other(args: argparse.Namespace) -> int:
+    """Runs a suite of its own kind; whole ones are filed under `bench/results/`."""
+    module = OTHERS[args.suite]
+    try:
+        measure = importlib.import_module(module).measure
+    except ModuleNotFoundError as fault:
+        hint = f"pip install {fault.name}, or ./run setup bench"
+        raise WhetError(f"the suite {args.suite} cannot run", got=fault, hint=hint) from fault
+    result, page = measure(args, lambda line: print(line, file=sys.stderr, flush=True))
+    print(page, end="")
+    data = json.dumps(result, indent=1)
+    if args.json is not None:
+        suite.write(args.json, data)
+    if result["complete"] and not args.small:
+        stem = suite.result_stem(result) + (f"-{args.part}" if args.part else "")
         suite.write(suite.RESULTS / f"{stem}.json", data)
         suite.write(suite.RESULTS / f"{stem}.txt", page)
     return 0 if result["complete"] else 130
