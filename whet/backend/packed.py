@@ -85,7 +85,8 @@ def _aten_call(node: Node) -> Callable[..., Tensor]:
 
 
 # -- epilogues that oneDNN fuses: operator -> (attribute, scalars, algorithm) ----------------------
-def _eltwise(node: Node) -> tuple[str, list[float], str] | None:
+def eltwise(node: Node) -> tuple[str, list[float], str] | None:
+    """oneDNN's name, scalars and algorithm for an operator that it fuses, or None."""
     match node.op:
         case "relu" | "sigmoid" | "tanh" | "hardswish" | "hardsigmoid":
             return node.op, [], ""
@@ -120,7 +121,7 @@ def _linears(cluster: Cluster) -> Iterator[Kernel]:
     )
     if cluster.epilogue:
         first = cluster.epilogue[0]
-        fused = _eltwise(first)
+        fused = eltwise(first)
         if fused is not None:
             attr, scalars, algorithm = fused
             yield Kernel(
@@ -224,12 +225,12 @@ def _convs(cluster: Cluster) -> Iterator[Kernel]:
     if not cluster.epilogue:
         return
     first = cluster.epilogue[0]
-    fused = _eltwise(first)
+    fused = eltwise(first)
     if fused is not None:
         yield kernel("onednn+" + first.op, plain(*fused), 2)
         return
     last = cluster.epilogue[1] if len(cluster.epilogue) > 1 else None
-    unary = (_eltwise(last) if last is not None and last.op == "relu" else None) or _NONE
+    unary = (eltwise(last) if last is not None and last.op == "relu" else None) or _NONE
     name = "onednn+" + "+".join([first.op] + (["relu"] if unary is not _NONE else []))
     attr = None if unary is _NONE else unary[0]
 

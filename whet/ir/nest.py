@@ -230,10 +230,12 @@ def c_text(n: Nest, name: str | None = None) -> str:
     Raises:
         RecordError: a size is symbolic, or an element type has no plain C type.
     """
-    return _Printer(n).function(name or n.name)
+    return Printer(n).function(name or n.name)
 
 
-class _Printer:
+class Printer:
+    """Prints a nest; `whet.backend.naive` prints it over strided arrays."""
+
     def __init__(self, n: Nest) -> None:
         self.nest = n
         self.known: dict[str, DType] = {b.name: b.dtype for b in n.buffers}

@@ -1,0 +1,261 @@
+"""A graph's body cut into pieces: library calls where they were chosen, loops for the rest.
+
+    reshape, permute, slice, …     no piece: the same memory, seen otherwise
+    concat                         no piece where its operands can be written in their places
+    anchor + epilogue              the library's call, as far as it covers the cluster
+    any other node                 its loops, over memory as it lies
+
+Images flow with their channels last where a library wants them so, and stay that way through what
+does not care. Where two calls disagree, a copy stands between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+
+import torch
+
+from whet.backend import aten, shim
+from whet.backend.cluster import Cluster, clusters
+from whet.backend.lowered import body_nodes
+from whet.backend.naive import naive
+from whet.backend.packed import Kernel, kernels
+from whet.backend.piece import (
+    Body,
+    Library,
+    Packed,
+    Piece,
+    Strides,
+    Value,
+    channels_last,
+    dense,
+    same_strides,
+)
+from whet.errors import UnsupportedError
+from whet.ir.graph import Graph, Node, apply
+
+
+def cut(graph: Graph, choose: Callable[[Cluster, list[Kernel]], Kernel]) -> Body:
+    """The body of a graph as pieces.
+
+    Args:
+        graph: over concrete shapes.
+        choose: which library kernel runs a cluster.
+
+    Raises:
+        UnsupportedError: something in it has neither a library call from C nor loops.
+    """
+    return _Cutting(graph, choose).body()
+
+
+class _Cutting:
+    def __init__(self, graph: Graph, choose: Callable[[Cluster, list[Kernel]], Kernel]) -> None:
+        self.graph = graph
+        self.inside = body_nodes(graph)
+        parts = clusters(graph, self.inside)
+        self.chosen = {root: (c, choose(c, kernels(c))) for root, c in parts.items()}
+        self.hidden: set[Node] = set()  # inside of a library call
+        for c, kernel in self.chosen.values():
+            self.hidden.update(c.nodes[: kernel.covers - 1])
+        self.calls = {c.nodes[k.covers - 1]: (c, k) for c, k in self.chosen.values()}
+        self.values: dict[Node, Value | Packed] = {}
+        self.copies: dict[Value, Value] = {}
+        self.views: dict[Value, tuple[Value, int]] = {}
+        self.given: set[Value] = set()  # by libraries: memory that is not ours to choose
+        self.pieces: list[Piece] = []
+        self.within = _within(graph, self.inside, self.calls.keys() | self.hidden)
+        self.placed: dict[Node, Value] = {}  # concatenations whose layout is decided
+
+    def body(self) -> Body:
+        for leaf in self.graph.inputs:
+            self.values[leaf] = Value(leaf)
+        inputs = tuple(v for v in self.values.values() if isinstance(v, Value))
+        for node in self.graph.nodes:
+            if node in self.values or node in self.hidden:
+                continue
+            self.values[node] = self._value(node)
+        results = tuple(self._result(n) for n in self.graph.results)
+        return Body(inputs, tuple(self.pieces), results, self.views)
+
+    def _value(self, node: Node) -> Value | Packed:
+        if node not in self.inside or not node.args:
+            return Packed(node)
+        if node in self.calls:
+            return self._library(*self.calls[node])
+        if node.op in ("opaque", "item"):
+            raise UnsupportedError("a library call without a record", got=str(node.attr("target")))
+        if node.op in aten.VIEWS and (seen := self._view(node)) is not None:
+            return seen
+        if node.op == "concat":
+            return self._concat(node)
+        return self._loops(node)
+
+    # -- calls ------------------------------------------------------------------------------------
+    def _library(self, cluster: Cluster, kernel: Kernel) -> Value:
+        places = iter(range(len(cluster.operands)))
+
+        def place(a: Node) -> Value | Packed:
+            k = next(p for p in places if cluster.operands[p] is a)
+            value = self.values[a]
+            if isinstance(value, Packed):
+                return value
+            return self._as(value, shim.wanted(cluster, kernel, k, value))
+
+        try:
+            piece, _ = shim.piece(cluster, kernel, place)
+        except UnsupportedError:
+            if kernel.covers != 1:
+                raise
+            return self._loops(cluster.anchor)
+        self.pieces.append(piece)
+        (result,) = piece.results
+        if isinstance(piece.call, Library) and piece.call.gives:
+            self.given.add(result)
+        return result
+
+    def _loops(self, node: Node) -> Value:
+        operands = tuple(self._lying(a) for a in node.operands)
+        result = self._home(node, _flow(node, operands))
+        self.pieces.append(_constants(naive(node, operands, result), self.values))
+        return result
+
+    def _lying(self, a: Node) -> Value:
+        value = self.values[a]
+        return Value(a) if isinstance(value, Packed) else value
+
+    def _as(self, value: Value, strides: Strides) -> Value:
+        """The value in that layout, copied where it lies otherwise."""
+        wanted = Value(value.node, strides)
+        if same_strides(value.shape, value.strides, strides):
+            if wanted != value:
+                self.views.setdefault(wanted, (value, 0))
+            return wanted
+        if wanted not in self.copies:
+            self._copy(value, wanted)
+            self.copies[wanted] = wanted
+        return wanted
+
+    def _copy(self, source: Value, target: Value) -> None:
+        """A piece that copies; to the operator table, a change to the same type."""
+        node = apply("cast", source.node, dtype=source.node.dtype)
+        made = naive(node, (source,), target)
+        self.pieces.append(Piece((), made.operands, made.results, made.call))
+
+    # -- memory that is shared --------------------------------------------------------------------
+    def _view(self, node: Node) -> Value | None:
+        """The node as another look at its operand's memory, or None where there is none."""
+        (source,) = node.operands
+        value = self.values[source]
+        if isinstance(value, Packed):
+            return None
+        kind = aten.torch_dtype(source.dtype)
+        seen = torch.empty_strided(value.shape, value.strides, dtype=kind, device="meta")
+        found = aten.call(node, [seen])
+        if found.untyped_storage()._cdata != seen.untyped_storage()._cdata:
+            return None
+        made = Value(node, tuple(found.stride()))
+        self.views[made] = (value, int(found.storage_offset()) * (source.dtype.bits // 8))
+        return made
+
+    def _concat(self, node: Node) -> Value:
+        """Operands that do not lie in their places yet are copied there."""
+        operands = [self.values[a] for a in node.operands]
+        flow = _flow(node, [v for v in operands if isinstance(v, Value)])
+        whole = self.placed.get(node) or self._home(node, flow)
+        self.placed[node] = whole
+        for a, offset in zip(node.operands, _offsets(node), strict=True):
+            part = _Part.at(a, whole, int(str(node.attr("axis"))), offset)
+            value = self._lying(a)
+            if self.views.get(value) == (whole, part.offset) and value == part.value:
+                continue  # written there by whoever made it
+            twin = apply("cast", a, dtype=a.dtype)  # the copy is another value than the original
+            target = Value(_place(twin, node, offset), part.value.strides)
+            self.views[target] = (whole, part.offset)
+            made = naive(twin, (value,), target)
+            copied = Piece((node,), made.operands, (target,), made.call)
+            self.pieces.append(_constants(copied, self.values))
+        return whole
+
+    def _home(self, node: Node, strides: Strides) -> Value:
+        """Where a node's value is written: by itself, or in its place within a concatenation."""
+        if node not in self.within:
+            return Value(node, strides)
+        parent, axis, offset = self.within[node]
+        whole = self.placed.get(parent)
+        if whole is None:
+            last = len(parent.shape) > 3 and strides == channels_last(Value(node).shape)
+            shape = Value(parent).shape
+            whole = self._home(parent, channels_last(shape) if last else dense(shape))
+            self.placed[parent] = whole
+        part = _Part.at(node, whole, axis, offset)
+        self.views[part.value] = (whole, part.offset)
+        return part.value
+
+    def _result(self, node: Node) -> Value | Packed:
+        value = self.values[node]
+        return value if isinstance(value, Packed) else self._as(value, dense(value.shape))
+
+
+class _Part:
+    """A slice of a concatenation."""
+
+    def __init__(self, value: Value, offset: int) -> None:
+        self.value, self.offset = value, offset
+
+    @classmethod
+    def at(cls, node: Node, whole: Value, axis: int, offset: int) -> _Part:
+        """`node`'s part of `whole`, which begins at `offset` along `axis`."""
+        step = whole.strides[axis % len(whole.strides)] * (node.dtype.bits // 8)
+        return cls(Value(node, whole.strides), offset * step)
+
+
+def _offsets(node: Node) -> list[int]:
+    axis = int(str(node.attr("axis")))
+    sizes = [int(str(a.shape[axis])) for a in node.operands]
+    return [0, *accumulate(sizes)][:-1]
+
+
+def _within(
+    graph: Graph, inside: Iterable[Node], library: Iterable[Node]
+) -> dict[Node, tuple[Node, int, int]]:
+    """Nodes that can be written into their place in a concatenation: which, axis, offset."""
+    kept, body = set(library), set(inside)
+    found: dict[Node, tuple[Node, int, int]] = {}
+    for node in graph.nodes:
+        if node.op != "concat" or node not in body:
+            continue
+        for a, offset in zip(node.operands, _offsets(node), strict=True):
+            plain = a in body and not a.is_leaf and bool(a.args)
+            movable = plain and a not in kept and a.op not in aten.VIEWS
+            if movable and a not in found and node.operands.count(a) == 1 and a.dtype == node.dtype:
+                found[a] = (node, int(str(node.attr("axis"))), offset)
+    return found
+
+
+def _flow(node: Node, operands: Iterable[Value]) -> Strides:
+    """The result's layout: channels last where all images among the operands are."""
+    shape = Value(node).shape
+    images = [v for v in operands if len(v.shape) == len(shape) > 3]
+    if images and all(same_strides(v.shape, v.strides, channels_last(v.shape)) for v in images):
+        return channels_last(shape)
+    same = [v.strides for v in images if v.shape == shape]
+    if images and len(same) == len(images) and same[0] == channels_last(shape):
+        return same[0]
+    return dense(shape)
+
+
+def _constants(piece: Piece, values: dict[Node, Value | Packed]) -> Piece:
+    """The piece with constants where its operands are such; constants lie row-major."""
+    operands = tuple(
+        known if isinstance(v, Value) and isinstance(known := values.get(v.node), Packed) else v
+        for v in piece.operands
+    )
+    return Piece(piece.nodes, operands, piece.results, piece.call, piece.inplace)
+
+
+def _place(twin: Node, whole: Node, offset: int) -> Node:
+    """The node of a copy into a place: two places may take the same operand."""
+    axis = int(str(whole.attr("axis")))
+    size = int(str(twin.shape[axis]))
+    return apply("slice", whole, axis=axis, start=offset, stop=offset + size, step=1)
