@@ -105,8 +105,8 @@ def parse(file: Path) -> Text:
             got=found,
             where=file,
         )
-    found: Text = data
-    return found
+    text: Text = data
+    return text
 
 
 def overridden(text: Text, path: str, value: object) -> Text:
@@ -122,7 +122,8 @@ def overridden(text: Text, path: str, value: object) -> Text:
             keys[:1] = ["links", outer]
         case "device":
             keys[:1] = ["devices", text["nodes"][0]["device"]]
-    return _changed(text, tuple(keys), value, path)
+    changed: Text = _changed(text, tuple(keys), value, path)
+    return changed
 
 
 def _changed(at: Any, keys: tuple[str, ...], value: object, path: str) -> Any:

@@ -119,9 +119,11 @@ class Block:
         return self._hash
 
     @property
-    def saved(self) -> int:
-        """Bytes kept from forward to backward."""
-        return sum(sum(s.alloc) - sum(s.free) for s in self.forward)
+    def kept(self) -> tuple[int, ...]:
+        """Bytes of each tensor that forward leaves for backward."""
+        left = Counter(size for step in self.forward for size in step.alloc)
+        left.subtract(size for step in self.forward for size in step.free)
+        return tuple(sorted(size for size, times in left.items() for _ in range(times)))
 
     @property
     def flops(self) -> int:
@@ -244,8 +246,10 @@ def _check(placed: Placed) -> None:
     used: Counter[int] = Counter()
     for group in range(placed.groups):
         first, *others = placed.chunks_of(group)
-        if any(stage.mesh != first.mesh for stage in others):
-            raise PlacedError("the chunks of a group share its mesh", where=f"group {group}")
+        if any((s.mesh, s.shares) != (first.mesh, first.shares) for s in others):
+            raise PlacedError(
+                "the chunks of a group share its mesh and its samples", where=f"group {group}"
+            )
         used.update(first.mesh.devices)
     twice = [d for d, times in used.items() if times > 1]
     if twice:

@@ -1,0 +1,309 @@
+"""The simulator: seconds and memory of one step of a placed model.
+
+    Simulated := seconds, memory of each stage, what the time went into
+
+Three levels, and what is equal is computed once on each:
+
+    segment    a block's kernels and collectives on the streams of a device        engine
+    pass       the segments of a stage in one direction for one microbatch          engine
+    step       the passes of all groups, in the order of the schedule, with messages between them
+
+A proposal that changes one step of one block prices that step, runs the segments with it from the
+states that they now meet, and lays the passes out again: everything else is known. This is the
+*delta*; it equals the full simulation (`flat`, every device, microbatch and step on its own)
+exactly, since time and work are whole numbers and the engine has no memory but its state.
+
+Source: Jia, Zaharia, Aiken, "Beyond Data and Model Parallelism for Deep Neural Networks", MLSys
+2019, section 5 (task graph, full and delta simulation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from whet.machine import Cluster, Mesh
+from whet.parallel import collective
+from whet.parallel.collective import Channel
+from whet.parallel.engine import Memo
+from whet.parallel.layout import Laid, lay
+from whet.parallel.pipeline import Order, Turn, orders
+from whet.parallel.placed import Placed, Stage, Step
+from whet.parallel.program import TICKS, Pricer, Program
+from whet.parallel.symmetry import axes_used, classes
+from whet.parallel.tasks import passes, resident
+
+REDUCING = ("backward", "weights")
+LAST = "*"  # ends the name of the pass that reduces the gradients of all microbatches
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One pass of a stage, from rest to rest.
+
+    Attributes:
+        ticks: how long.
+        busy: of these, how long the first class of devices computes.
+        peak, net: bytes above its start that each class reaches, and ends with.
+        work: (kind, seconds of it run alone), of the first class.
+    """
+
+    ticks: int
+    busy: int
+    peak: tuple[int, ...]
+    net: tuple[int, ...]
+    work: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """What one step of a placed model takes.
+
+    Attributes:
+        seconds: of the whole step.
+        ticks: the same in picoseconds, exactly.
+        memory: peak bytes of a device of each group, the fullest class of it.
+        capacity: bytes that this device has.
+        computing: of each group, the part of the step in which its devices compute.
+        exposed: of each group, the part in which they wait for their own communication.
+        idle: of each group, the rest: waiting for other groups.
+        work: of each group, seconds of each kind of step run alone, all microbatches together.
+        passes: (stage, name) to seconds of one pass; the last one of those that reduce gradients.
+    """
+
+    seconds: float
+    ticks: int
+    memory: tuple[int, ...]
+    capacity: tuple[int, ...]
+    computing: tuple[float, ...]
+    exposed: tuple[float, ...]
+    idle: tuple[float, ...]
+    work: tuple[Mapping[str, float], ...] = field(hash=False)
+    passes: Mapping[tuple[int, str], float] = field(hash=False)
+
+    @property
+    def fits(self) -> bool:
+        """Every group's peak is within its device's memory."""
+        return all(m <= c for m, c in zip(self.memory, self.capacity, strict=True))
+
+    @property
+    def critical(self) -> int:
+        """The group that idles least: where a step can be made shorter."""
+        return min(range(len(self.idle)), key=lambda g: self.idle[g])
+
+
+class Simulator:
+    """Simulates placed models on one cluster, and remembers everything it has worked out.
+
+    Args:
+        cluster: the machine.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._models: dict[tuple[object, ...], Model] = {}
+        self._pricers: dict[tuple[object, ...], tuple[int, Pricer, Memo]] = {}
+        self._at: dict[tuple[object, ...], tuple[int, Pricer, Memo]] = {}
+        self._channels: dict[tuple[object, ...], dict[tuple[int, int], Channel]] = {}
+
+    def simulate(self, placed: Placed) -> Simulated:
+        """One step.
+
+        Raises:
+            PlacedError: the placed model contradicts itself.
+            WhetError: it does not fit the cluster.
+        """
+        models, turns, laid = self.laid(placed)
+        return self._summary(placed, models, turns, laid)
+
+    def laid(self, placed: Placed) -> tuple[list[Model], tuple[Order, ...], Laid]:
+        """The models of its stages, the order of each group, and when everything runs."""
+        models = [self.model(placed, k) for k in range(len(placed.stages))]
+        turns = orders(placed)
+        spans = [[self.ran(models[t.stage], t, placed).ticks for t in order] for order in turns]
+        return models, turns, lay(turns, spans, self.channels(placed), placed)
+
+    def starts(self, placed: Placed) -> dict[Turn, int]:
+        """The tick at which each pass starts."""
+        _, turns, laid = self.laid(placed)
+        return {
+            turn: start
+            for order, starts in zip(turns, laid.starts, strict=True)
+            for turn, start in zip(order, starts, strict=True)
+        }
+
+    def step_s(self, step: Step, mesh: Mesh, device: int = 0) -> float:
+        """Seconds of one step alone: a kernel on the mesh's `device`-th device, or a collective."""
+        if step.is_collective:
+            return collective.seconds(self.cluster, mesh, step.kind, step.axes, step.bytes)[0]
+        of = self.cluster.device(mesh.devices[device])
+        bytes = step.read + step.written
+        return of.seconds(step.kind, step.flops, bytes, step.dims, step.dtype)
+
+    # ---- stages ----
+
+    def model(self, placed: Placed, number: int) -> Model:
+        """What is known of a stage: its pricer, and its passes as far as they ran.
+
+        Stages that differ in the numbers of their devices alone are the same one.
+        """
+        stage = placed.stages[number]
+        mesh, pricer, memo = self._pricer(placed, number)
+        choices = (stage.runs, stage.recompute, stage.zero, stage.offload, stage.overlap)
+        key = (mesh, choices, placed.optimizer, placed.training)
+        found = self._models.get(key)
+        if found is None:
+            base = self._base(placed, stage, pricer)
+            found = self._models[key] = Model(stage, pricer, memo, {}, base)
+        return found
+
+    def _pricer(self, placed: Placed, number: int) -> tuple[int, Pricer, Memo]:
+        stage = placed.stages[number]
+        # Of all chunks of the group, so that they agree on the classes of its devices.
+        used = axes_used(placed.chunks_of(number % placed.groups))
+        at = (stage.mesh, stage.shares, used)
+        found = self._at.get(at)
+        if found is None:
+            parts = classes(self.cluster, stage.mesh, stage.shares, used)
+            paths = tuple(collective.hops(self.cluster, stage.mesh, axes) for axes in used)
+            like = (stage.mesh.axes, used, paths, parts)
+            if like not in self._pricers:
+                pricer = Pricer(self.cluster, stage.mesh, parts)
+                self._pricers[like] = (len(self._pricers), pricer, Memo(pricer.slowdown))
+            found = self._at[at] = self._pricers[like]
+        return found
+
+    def _base(self, placed: Placed, stage: Stage, pricer: Pricer) -> tuple[int, ...]:
+        sizes = resident(stage, placed.optimizer, training=placed.training)
+        return tuple(sum(map(device.rounded, sizes)) for device in pricer.classes.devices)
+
+    def ran(self, model: Model, turn: Turn, placed: Placed) -> Ran:
+        """One pass of a stage; that of the last microbatch reduces gradients."""
+        name = turn.name
+        if name in REDUCING and turn.microbatch == placed.microbatches - 1:
+            name += LAST
+        found = model.passes.get(name)
+        if found is None:
+            found = model.passes[name] = _run(model, name, placed)
+        return found
+
+    # ---- messages ----
+
+    def channels(self, placed: Placed) -> dict[tuple[int, int], Channel]:
+        """Messages between neighbouring stages: (from, to) → channel."""
+        key = (
+            tuple((stage.mesh, stage.output) for stage in placed.stages),
+            placed.chunks,
+            placed.training,
+        )
+        found = self._channels.get(key)
+        if found is None:
+            found = self._channels[key] = collective.channels(self.cluster, placed)
+        return found
+
+    # ---- the step ----
+
+    def _summary(
+        self, placed: Placed, models: Sequence[Model], turns: Sequence[Order], laid: Laid
+    ) -> Simulated:
+        memory, capacity, computing, exposed, works = [], [], [], [], []
+        each: dict[tuple[int, str], float] = {}
+        total = max(laid.ticks, 1)
+        for g, order in enumerate(turns):
+            ran = [self.ran(models[t.stage], t, placed) for t in order]
+            size, limit = peak_of_group(placed, g, models, order, ran)
+            memory.append(size)
+            capacity.append(limit)
+            for turn, r in zip(order, ran, strict=True):
+                last = turn.microbatch == placed.microbatches - 1
+                if turn.name not in REDUCING or last:
+                    each[turn.stage, turn.name] = r.ticks / TICKS
+            busy = sum(r.busy for r in ran)
+            computing.append(busy / total)
+            exposed.append((sum(r.ticks for r in ran) - busy) / total)
+            work: dict[str, float] = {}
+            for r in ran:
+                for kind, seconds in r.work:
+                    work[kind] = work.get(kind, 0.0) + seconds
+            works.append(work)
+        idle = tuple(max(0.0, 1 - c - e) for c, e in zip(computing, exposed, strict=True))
+        return Simulated(
+            laid.ticks / TICKS,
+            laid.ticks,
+            tuple(memory),
+            tuple(capacity),
+            tuple(computing),
+            tuple(exposed),
+            idle,
+            tuple(works),
+            each,
+        )
+
+
+@dataclass(slots=True)
+class Model:
+    """A stage with what was worked out for it.
+
+    Attributes:
+        stage: the stage.
+        pricer: prices on its mesh.
+        memo: the segments that ran on its mesh.
+        passes: the passes that ran.
+        base: bytes that a device of each class holds all the time.
+    """
+
+    stage: Stage
+    pricer: Pricer
+    memo: Memo
+    passes: dict[str, Ran]
+    base: tuple[int, ...]
+
+
+def programs(model: Model, name: str, placed: Placed) -> list[tuple[Program, int]]:
+    """The priced segments of a pass; a name that ends with `LAST` is the last microbatch's."""
+    plain = name.removesuffix(LAST)
+    segments = passes(model.stage, placed.optimizer, plain, last=plain != name)
+    return [(model.pricer.program(segment), times) for segment, times in segments]
+
+
+def _run(model: Model, name: str, placed: Placed) -> Ran:
+    found = programs(model, name, placed)
+    ticks, busy = model.memo.run(found)
+    count = model.pricer.classes.count
+    peak, net = [0] * count, [0] * count
+    work: dict[str, float] = {}
+    for program, times in found:
+        for c in range(count):
+            grown = max(0, times - 1) * max(0, program.net[c])
+            peak[c] = max(peak[c], net[c] + grown + program.peak[c])
+            net[c] += times * program.net[c]
+        for kind, seconds in program.work:
+            work[kind] = work.get(kind, 0.0) + times * seconds
+    return Ran(ticks, busy, tuple(peak), tuple(net), tuple(work.items()))
+
+
+def peak_of_group(
+    placed: Placed, group: int, models: Sequence[Model], order: Order, ran: Sequence[Ran]
+) -> tuple[int, int]:
+    """(peak bytes, capacity) of the class of a group's devices that is fullest.
+
+    Memory follows the order in which a program allocates, which does not depend on timing. An
+    activation that comes from the stage before is held from forward to backward.
+    """
+    first = models[group]
+    worst = (0, 1)
+    for c, device in enumerate(first.pricer.classes.devices):
+        now = sum(models[s].base[c] for s in range(group, len(placed.stages), placed.groups))
+        peak = now
+        for turn, r in zip(order, ran, strict=True):
+            came = placed.stages[turn.stage - 1].output if turn.stage else 0
+            came = device.rounded(round(came * first.pricer.classes.scale[c]))
+            if turn.name == "forward":
+                now += came
+            peak = max(peak, now + r.peak[c])
+            now += r.net[c]
+            if turn.name in ("backward", "inputs") or not placed.training:
+                now -= came
+        if peak * worst[1] > worst[0] * device.memory:
+            worst = (peak, device.memory)
+    return worst
