@@ -39,7 +39,16 @@ from whet.rewrite.syntax import (
     star,
 )
 
-__all__ = ["Match", "apply_match", "apply_matches", "commutes", "matches"]
+__all__ = [
+    "Found",
+    "Match",
+    "apply_match",
+    "apply_matches",
+    "commutes",
+    "match_attribute",
+    "match_shape",
+    "matches",
+]
 
 
 def matches(
@@ -60,7 +69,7 @@ def _single(graph: Graph, conjecture: Conjecture, prover: Prover, width: int) ->
     sides = conjecture.sides(width)
     first, *others = sides.left
     for node in graph.nodes:
-        for found in _match(first, node, _Found(sides)):
+        for found in _match(first, node, Found(sides)):
             for whole in _rest(others, graph, found):
                 match = _finish(conjecture, whole, prover, width)
                 if match is not None:
@@ -68,7 +77,7 @@ def _single(graph: Graph, conjecture: Conjecture, prover: Prover, width: int) ->
                     break
 
 
-def _rest(others: Sequence[Pattern], graph: Graph, found: _Found) -> Iterator[_Found]:
+def _rest(others: Sequence[Pattern], graph: Graph, found: Found) -> Iterator[Found]:
     if not others:
         yield found
         return
@@ -79,7 +88,7 @@ def _rest(others: Sequence[Pattern], graph: Graph, found: _Found) -> Iterator[_F
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """Bindings so far; extended by copying."""
 
     sides: Sides
@@ -91,7 +100,7 @@ class _Found:
     flipped: frozenset[Pattern] = frozenset()
     roots: tuple[Node, ...] = ()
 
-    def bind(self, e: ast.expr, value: object) -> _Found | None:
+    def bind(self, e: ast.expr, value: object) -> Found | None:
         """With formula `e` having `value`; put off while more than one name is unknown."""
         try:
             more = formula.solve(e, value, self.scope)
@@ -101,9 +110,9 @@ class _Found:
             return None
         return replace(self, scope={**self.scope, **more}) if more else self
 
-    def settle(self) -> _Found | None:
+    def settle(self) -> Found | None:
         """With everything that was put off solved, as far as that goes."""
-        found: _Found | None = self
+        found: Found | None = self
         while found is not None and found.pending:
             work, before = found.pending, len(found.pending)
             found = replace(found, pending=())
@@ -114,7 +123,7 @@ class _Found:
         return found
 
 
-def _match(p: Pattern, node: Node, found: _Found) -> Iterator[_Found]:
+def _match(p: Pattern, node: Node, found: Found) -> Iterator[Found]:
     """All ways in which `node` is what `p` says."""
     if not found.roots:
         found = replace(found, roots=(node,))
@@ -127,10 +136,10 @@ def _match(p: Pattern, node: Node, found: _Found) -> Iterator[_Found]:
             if node.op == "full" and _same_number(node, value):
                 yield replace(found, own={**found.own, p: node})
         case Apply(op, args, attrs) if node.op == op and len(args) == len(node.args):
-            known: _Found | None = found
+            known: Found | None = found
             for name, e in attrs:
                 if known is not None:
-                    known = _match_attribute(_fronted(p, name, e, node), node.attr(name), known)
+                    known = match_attribute(_fronted(p, name, e, node), node.attr(name), known)
             if known is None:
                 return
             yield from _match_operands(args, node.args, known)
@@ -140,8 +149,8 @@ def _match(p: Pattern, node: Node, found: _Found) -> Iterator[_Found]:
 
 
 def _match_operands(
-    patterns: Sequence[Pattern | None], nodes: Sequence[Node | None], found: _Found
-) -> Iterator[_Found]:
+    patterns: Sequence[Pattern | None], nodes: Sequence[Node | None], found: Found
+) -> Iterator[Found]:
     if not patterns:
         yield found
         return
@@ -157,7 +166,7 @@ def _match_operands(
             yield from _match_operands(patterns[1:], nodes[1:], more)
 
 
-def _match_variable(p: Var, node: Node, found: _Found) -> _Found | None:
+def _match_variable(p: Var, node: Node, found: Found) -> Found | None:
     name = p.name
     if name not in found.sides.variables:  # a number
         value = node.attr("value") if node.op == "full" else None
@@ -170,12 +179,12 @@ def _match_variable(p: Var, node: Node, found: _Found) -> _Found | None:
     known = replace(found, tensors={**found.tensors, name: node})
     shape = found.sides.variables[name].shape
     assert shape is not None
-    return _match_shape(name, shape, node.shape, known)
+    return match_shape(name, shape, node.shape, known)
 
 
-def _match_shape(
-    name: str, dims: Sequence[ast.expr], shape: Sequence[Size], found: _Found
-) -> _Found | None:
+def match_shape(
+    name: str, dims: Sequence[ast.expr], shape: Sequence[Size], found: Found
+) -> Found | None:
     stars = [g for d in dims if (g := star(d))]
     open_ = [g for g in stars if g not in found.scope]
     if len(open_) > 1:
@@ -219,9 +228,9 @@ def _fronted(p: Apply, name: str, e: ast.expr, node: Node) -> ast.expr:
     return ast.parse(repr(value), mode="eval").body
 
 
-def _match_attribute(e: ast.expr, value: object, found: _Found) -> _Found | None:
+def match_attribute(e: ast.expr, value: object, found: Found) -> Found | None:
     if isinstance(e, ast.Tuple) and isinstance(value, tuple):
-        known: _Found | None = found
+        known: Found | None = found
         stars = [x for x in e.elts if isinstance(x, ast.Starred)]
         if len(stars) == 1 and len(value) >= len(e.elts) - 1:
             k = e.elts.index(stars[0])
@@ -234,7 +243,7 @@ def _match_attribute(e: ast.expr, value: object, found: _Found) -> _Found | None
         else:
             return None
         for x, v in flat:
-            known = _match_attribute(x, v, known) if known is not None else None
+            known = match_attribute(x, v, known) if known is not None else None
         return known
     return found.bind(e, value)
 
@@ -269,7 +278,7 @@ def commutes(op: str) -> bool:
     return False
 
 
-def _finish(conjecture: Conjecture, found: _Found, prover: Prover, width: int = 0) -> Match | None:
+def _finish(conjecture: Conjecture, found: Found, prover: Prover, width: int = 0) -> Match | None:
     """The match that complete bindings make, if its statement is proven."""
     settled = found.settle()
     if settled is None:
@@ -317,7 +326,7 @@ def _families(graph: Graph, conjecture: Conjecture, prover: Prover, widest: int)
     sides = conjecture.sides(2)
     gathered: dict[tuple[object, ...], list[Node]] = {}
     for node in graph.nodes:
-        for found in _match(sides.left[0], node, _Found(sides)):
+        for found in _match(sides.left[0], node, Found(sides)):
             settled = found.settle()
             if settled is not None:
                 key = tuple(
@@ -339,7 +348,7 @@ def _families(graph: Graph, conjecture: Conjecture, prover: Prover, widest: int)
 
 def _family(conjecture: Conjecture, roots: Sequence[Node], prover: Prover) -> Match | None:
     sides = conjecture.sides(len(roots))
-    found: _Found | None = _Found(sides, roots=tuple(roots))
+    found: Found | None = Found(sides, roots=tuple(roots))
     for p, node in zip(sides.left, roots, strict=True):
         found = next(_match(p, node, found), None) if found is not None else None
     return _finish(conjecture, found, prover, len(roots)) if found is not None else None
