@@ -3,12 +3,17 @@
 export(module, args, kwargs)   the program as the user's calls, composite ones whole
 functional(program, kept)      the same without mutation, and decomposed as far as `kept` asks
 load(path)                     a saved program
+joint(module, inputs, loss, kept)      a training step through AOTAutograd; on meta tensors too
 user_line(node)                where in the user's code a call stands
+
+Private names of torch: `_functorch.aot_autograd.aot_export_module`, `_subclasses.fake_tensor`,
+`utils._pytree`, `_ops.OpOverload`. Tested on torch 2.13.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import linecache
 import logging
@@ -23,6 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from whet.errors import CaptureError
 
@@ -129,36 +135,66 @@ class Step:
 
 
 class _Loss(nn.Module):
-    """A module followed by its loss."""
+    """A module followed by its loss, which also takes what comes after the module's inputs."""
 
-    def __init__(self, module: nn.Module, loss: Callable[[object], Tensor]) -> None:
+    def __init__(self, module: nn.Module, loss: Callable[..., Tensor], inputs: int) -> None:
         super().__init__()
-        self.module, self.loss = module, loss
+        self.module, self.loss, self.inputs = module, loss, inputs
 
-    def forward(self, *inputs: object) -> tuple[Tensor]:
-        return (self.loss(self.module(*inputs)),)
+    def forward(self, *given: object) -> tuple[Tensor]:
+        return (self.loss(self.module(*given[: self.inputs]), *given[self.inputs :]),)
+
+
+def without_storage(
+    module: nn.Module, inputs: tuple[object, ...]
+) -> tuple[nn.Module, tuple[object, ...]]:
+    """A module on the meta device as one of fake tensors on the CPU, which trace like real ones.
+
+    (The meta device has no gradients of its own for some calls of the library.) Sharing of
+    parameters stays as it is; neither has storage. What has storage is returned unchanged.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    tensors += [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    if not any(x.is_meta for x in tensors):
+        return module, inputs
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def fake(x: Tensor) -> Tensor:
+        with mode:
+            made = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
+        return nn.Parameter(made, x.requires_grad) if isinstance(x, nn.Parameter) else made
+
+    known: dict[int, object] = {id(x): fake(x) for x in (*module.parameters(), *module.buffers())}
+    made = pytree.tree_map_only(Tensor, fake, inputs)
+    return copy.deepcopy(module, known), made
 
 
 def joint(
     module: nn.Module,
     inputs: tuple[object, ...],
-    loss: Callable[[object], Tensor],
+    loss: Callable[..., Tensor],
     kept: Callable[[str], bool],
+    targets: tuple[object, ...] = (),
 ) -> Step:
     """Forward and backward of a module and its loss, decomposed as far as `kept` asks.
+
+    A module on the meta device is traced without any storage.
 
     Raises:
         CaptureError: it does not trace; the user's line is shown.
     """
     from torch._functorch.aot_autograd import aot_export_module
 
+    module, given = without_storage(module, (*inputs, *targets))
     table = torch.export.default_decompositions()
     kept_out = {op: how for op, how in table.items() if not kept(str(op))}
     with quiet(), whole_attention():
         try:
             traced, signature = aot_export_module(
-                _Loss(module, loss), inputs, trace_joint=True, output_loss_index=0,
-                decompositions=kept_out,
+                _Loss(module, loss, len(inputs)), given, trace_joint=True,
+                output_loss_index=0, decompositions=kept_out,
             )  # fmt: skip
         except Exception as fault:
             raise untraceable(fault) from fault

@@ -49,19 +49,23 @@ class Joint:
 
 
 def capture_joint(
-    module: nn.Module, inputs: tuple[object, ...], loss: Callable[[object], Tensor]
+    module: nn.Module,
+    inputs: tuple[object, ...],
+    loss: Callable[..., Tensor],
+    targets: tuple[object, ...] = (),
 ) -> Joint:
     """Bring in the forward and backward pass of a module.
 
     Args:
-        module: in the mode in which it is to be trained.
+        module: in the mode in which it is to be trained; on the meta device nothing is allocated.
         inputs: example positional arguments.
-        loss: makes one number of the module's answer.
+        loss: makes one number of the module's answer, and of the targets if there are any.
+        targets: what else the loss takes, such as labels; inputs of the graph like the others.
 
     Raises:
         CaptureError: it does not trace, its shapes depend on data, or the loss is no number.
     """
-    step = exported.joint(module, inputs, loss, kept)
+    step = exported.joint(module, inputs, loss, kept, targets)
     translation = Translation()
     leaves: dict[str, Node] = {}
     values: list[object] = []

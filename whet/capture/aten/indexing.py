@@ -200,6 +200,9 @@ def scatter(
 def _written(x: Node, index: Node, written: Node, axis: int, adds: bool) -> Node:
     """A write as a choice over all (place written, place) pairs; each is hit once, or summed."""
     size, count = ints(x.shape)[axis], ints(index.shape)[axis]
+    if count == 1 and not adds:  # as many comparisons as there are elements
+        hit = apply("eq", index, _along(size, axis, len(x.shape), index.dtype))
+        return apply("where", hit, cast(written, x.dtype), x)
     if size * count > PAIRS:
         raise NoMapping("writes too many places to compare each with each")
     rank = len(x.shape)
@@ -214,6 +217,12 @@ def _written(x: Node, index: Node, written: Node, axis: int, adds: bool) -> Node
     else:
         y = apply("where", apply("amax", hit, dims=(rank - 1,)), cast(found, x.dtype), base)
     return permute(y, [last.index(d) for d in range(rank)])
+
+
+def _along(size: int, axis: int, rank: int, dtype: DType) -> Node:
+    """0, 1, … along one dim, 1 along the others."""
+    numbers = apply("arange", size=size, start=0, step=1, dtype=dtype)
+    return reshape(numbers, tuple(size if d == axis else 1 for d in range(rank)))
 
 
 def _distinct(index: Node, axis: int) -> bool:
