@@ -14,8 +14,10 @@
 from __future__ import annotations
 
 from whet.search.budget import Budget, StopReason
+from whet.search.evolution import Evolution, Sampling
 from whet.search.integer import Constraint, Solution, Status, minimize
 from whet.search.journal import Journal, Log, fingerprint, read, replay
+from whet.search.led import Advisor, Led
 from whet.search.loop import Outcome, search
 from whet.search.selection import Selection
 from whet.search.space import START, Candidate, Cost, Refutation, Scored, Source, Space
@@ -23,6 +25,7 @@ from whet.search.strategy import Annealing, Beam, BestFirst, Greedy, Strategy, T
 
 __all__ = [
     "START",
+    "Advisor",
     "Annealing",
     "Beam",
     "BestFirst",
@@ -30,11 +33,14 @@ __all__ = [
     "Candidate",
     "Constraint",
     "Cost",
+    "Evolution",
     "Greedy",
     "Journal",
+    "Led",
     "Log",
     "Outcome",
     "Refutation",
+    "Sampling",
     "Scored",
     "Selection",
     "Solution",
