@@ -4,6 +4,7 @@
     rewrite   proven rules, searched with predicted cost                  whet.rewrite, whet.search
     kernels   the library kernel of each cluster, by measured time        whet.run.choice
     engines   library calls from Python, or one compiled region           whet.run.engine
+    native    or one C program: kernels, library calls, planned memory    whet.run.native
     measure   everything against the original, in turns; errors against float64
     program   the fastest that is right, or the original                  whet.run.module
 
@@ -27,17 +28,19 @@ from whet.backend.library import run_opaque
 from whet.backend.lowered import lower
 from whet.capture.captured import Captured
 from whet.capture.torch import capture
-from whet.errors import UnsupportedError, WhetError
+from whet.errors import InputError, UnsupportedError, WhetError
 from whet.ir.graph import Graph
 from whet.ir.interp import evaluate
 from whet.machine import Machine
 from whet.plan import Plan
 from whet.rewrite.certificate import Step
 from whet.run import recall
+from whet.run.calling import Runner
 from whet.run.choice import Chooser
 from whet.run.engine import region
 from whet.run.measure import Timing, choose, interleaved
 from whet.run.module import Found, Optimized
+from whet.run.native import native
 from whet.run.oracle import Oracle
 from whet.run.parameters import Parameters
 from whet.run.program import Program
@@ -48,7 +51,7 @@ from whet.run.untouched import untouched
 from whet.search import Budget, StopReason
 from whet.store import Store
 
-SWITCHES = frozenset({"rewrites", "libraries", "regions"})
+SWITCHES = frozenset({"rewrites", "libraries", "regions", "native"})
 """What can be switched off, to see what each is worth."""
 
 MEASURE_S = 6.0
@@ -58,6 +61,8 @@ NOTES = {
     "kernels": "chosen library kernels, one after another",
     "region": "chosen library kernels inside one compiled region",
     "unmerged": "the same, without rewrites that merge or hoist",
+    "native": "one C program: generated kernels and library calls in planned memory",
+    "native-unmerged": "the same, without rewrites that merge or hoist",
 }
 
 
@@ -85,7 +90,7 @@ def optimize(
         strict: raise instead of falling back: on library calls without a record now, and on calls
             that the program is not for later.
         store: where measured choices and finished programs are kept; the user's own by default.
-        disable: any of "rewrites", "libraries", "regions".
+        disable: any of "rewrites", "libraries", "regions", "native".
         progress: called with a line now and then.
 
     Returns:
@@ -234,6 +239,12 @@ class _Walk:
                     candidates += self._regions("region", graph, captured)
                     for other in others if self._left() > 0.4 * self.budget_s else ():
                         candidates += self._regions("unmerged", other, captured)
+            if "native" not in self.disable:
+                with self._phase("native"):
+                    self.progress("compiling a native program")
+                    candidates += self._natives("native", graph, captured)
+                    for other in others if self._left() > 0.3 * self.budget_s else ():
+                        candidates += self._natives("native-unmerged", other, captured)
         except KeyboardInterrupt:
             self.report.stop = "Interrupted"
         with self._phase("measure"):
@@ -274,6 +285,18 @@ class _Walk:
             self.chooser.failures[f"inductor: {fault.got or fault.summary}"] += 1
             return
         program = Program(lowered, parameters, built.runner().bind, "inductor")
+        yield _Candidate(name, program, graph, region_bytes(built))
+
+    def _natives(self, name: str, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
+        """The body as one C program; nothing where that cannot be done, counted."""
+        try:
+            built, lowered = native(graph.graph, replace(self.chooser, region=False))
+            runner = Runner.of(built)
+            parameters = self._parameters(graph.graph, captured)
+            program = Program(lowered, parameters, runner.bind, "native")
+        except (UnsupportedError, InputError) as fault:
+            self.chooser.failures[f"native: {fault.got or fault.summary}"] += 1
+            return
         yield _Candidate(name, program, graph, region_bytes(built))
 
     def _measure(

@@ -50,7 +50,7 @@ def link(units: Mapping[str, str], *, flags: Sequence[str] = FLAGS) -> bytes:
             objects = list(pool.map(compiled, units))
         library = place / "program.so"
         _run([
-            compiler, "-shared", "-fopenmp", "-Wl,-z,defs", "-o", str(library), *objects,
+            compiler, "-shared", "-fopenmp", "-Wl,-Bsymbolic", "-o", str(library), *objects,
             f"-L{Path(torch.__file__).parent / 'lib'}", *(f"-l:{n}" for n in LIBRARIES), "-lm",
             "-Wl,--unresolved-symbols=ignore-all",
         ])  # fmt: skip

@@ -3,7 +3,7 @@
     Body    = inputs (Value, …), (Piece, …), results (Value, …), views {Value: (Value, offset)}
     Piece   = nodes, operands ((Value | Packed | None), …), results (Value, …), call
     Value   = node, strides                  a node's value as it lies in memory
-    Packed  = node, name, transform          a constant, transformed ahead of time
+    Packed  = node, how                      a constant, transformed ahead of time
     call    = Generated(symbol, text, scratch bytes)
             | Library(name, function, (Argument, …), gives)
 
@@ -15,11 +15,10 @@ Equal values share memory. A view lies within another value: `views` says where.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
+from whet.backend.transform import How
 from whet.ir.graph import Node
 
 Strides = tuple[int, ...]
@@ -89,17 +88,15 @@ def same_strides(shape: tuple[int, ...], a: Strides, b: Strides) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A constant operand, transformed ahead of time; equal names and nodes are one constant.
+    """A constant operand, transformed ahead of time.
 
     Attributes:
         node: the graph's value, which depends on no input.
-        name: of the transformation; "" where there is none.
-        transform: what makes it.
+        how: the transformation; see `whet.backend.transform`.
     """
 
     node: Node
-    name: str = ""
-    transform: Callable[[Tensor], Tensor] = field(default=lambda t: t, compare=False)
+    how: How = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,8 @@ whose times decide here as well.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from whet.backend.cluster import Cluster
 from whet.backend.packed import Kernel, eltwise
@@ -29,6 +25,7 @@ from whet.backend.piece import (
     channels_last,
     dense,
 )
+from whet.backend.transform import How
 from whet.errors import UnsupportedError
 from whet.ir.graph import Node
 
@@ -94,7 +91,7 @@ static int whet_attention(Tensor q, Tensor k, Tensor v, Tensor *mask, int causal
 }
 
 _NOTHING = ("&whet_nil", "0", "&whet_none")  # no scalars, no algorithm
-_ROW, _PLAIN, _PACKED, _B = 101, 111, 151, 162  # MKL's names for these
+_ROW, _PLAIN, _PACKED = 101, 111, 151  # MKL's names for these
 
 
 def piece(
@@ -121,12 +118,31 @@ def piece(
         cluster.other(k) is not None for k in range(kernel.covers - 1)
     )
     operands = [None if a is None else place(a) for a in cluster.operands[:count]]
-    for pack in kernel.packs:
-        weight = operands[pack.operand]
+    if kernel.packs:
+        weight = operands[1]
         assert isinstance(weight, Packed)
-        name = f"{kernel.name.partition('+')[0]}-{cluster.key[:8]}"
-        operands[pack.operand] = Packed(weight.node, name, pack.transform)
+        operands[1] = Packed(weight.node, _how(cluster, kernel))
     return rows(cluster, kernel, covered, operands), kernel.covers
+
+
+def _how(cluster: Cluster, kernel: Kernel) -> How:
+    """What the kernel wants done to the weight."""
+    x = cluster.anchor.args[0]
+    assert x is not None
+    library = kernel.name.partition("+")[0]
+    match library, cluster.anchor.op:
+        case "onednn", "linear" | "matmul":
+            return f"onednn-{cluster.anchor.op}", _count(x.shape[:-1])
+        case "onednn", _:
+            a: dict[str, Any] = dict(cluster.anchor.attrs)
+            return "onednn-conv", *(a[k] for k in (*_GEOMETRY, "groups")), Value(x).shape
+        case "mkl", _:
+            return "mkl", _count(x.shape[:-1])
+        case "addmm", _:
+            return ("turned",)
+        case "channels-last", _:
+            return ("channels-last",)
+    raise UnsupportedError("no library call from C", got=kernel.name)
 
 
 Operands = list[Value | Packed | None]
@@ -186,9 +202,6 @@ def _mkl(
 ) -> Piece:  # fmt: skip
     """MKL's packed product, into the result's own memory; the bias lies there already."""
     m, n, k = sizes
-    weight = operands[1]
-    assert isinstance(weight, Packed)
-    operands = [operands[0], Packed(weight.node, f"mkl-{m}", _mkl_pack(m)), operands[2]]
     before, beta = "", "0.0f"
     if operands[2] is not None:
         beta = "1.0f"
@@ -200,25 +213,6 @@ def _mkl(
     )  # fmt: skip
     call = Library("mkl", "cblas_sgemm_compute", arguments, before=before)
     return Piece(tuple(nodes), tuple(operands), (result,), call)
-
-
-def _mkl_pack(m: int) -> Callable[[Tensor], Tensor]:
-    """Packs the weight of a linear with `m` rows of input: bytes that MKL alone reads."""
-
-    def pack(w: Tensor) -> Tensor:
-        n, k = w.shape
-        w = w.contiguous()
-        library = ctypes.CDLL(None)
-        size = library.cblas_sgemm_pack_get_size
-        size.restype = ctypes.c_size_t
-        found = torch.empty(size(_B, m, n, k), dtype=torch.uint8)
-        library.cblas_sgemm_pack(
-            _ROW, _B, 112, m, n, k, ctypes.c_float(1.0),
-            ctypes.c_void_p(w.data_ptr()), k, ctypes.c_void_p(found.data_ptr()),
-        )  # fmt: skip
-        return found
-
-    return pack
 
 
 def _plain(

@@ -4,6 +4,8 @@ bind : derived values -> (inputs -> results)
 
 steps      the body as it is: library calls one after another, from Python
 inductor   the body traced and compiled as one region; library calls stay calls inside it
+native     the body as one C program: generated kernels, library calls, planned memory
+           (`whet.run.native` builds it, `whet.run.calling` calls it)
 """
 
 from __future__ import annotations

@@ -81,14 +81,15 @@ def recall(store: Store, at: str, source: Graph, parameters: Parameters) -> Reca
         graph = parse_graph(row["graph"], source.constants)
         if plan.engine == "original":
             return Recalled(plan, graph, None, None, row["report"])
-        region = store.get(REGION, at) if plan.engine == "inductor" else None
-        bind = None
-        if plan.engine == "inductor":
+        compiled = plan.engine in ("inductor", "native")
+        region = store.get(REGION, at) if compiled else None
+        body = None
+        if compiled:
             if region is None:
                 return None
             with tempfile.TemporaryDirectory(prefix="whet-region-") as folder:
-                bind = region_from(region, folder)
-        program = assemble(graph, plan, parameters, bind)
+                body = region_from(region, folder)
+        program = assemble(graph, plan, parameters, body)
     except (WhetError, KeyError, TypeError, RuntimeError):
         store.delete(PROGRAM, at)
         return None

@@ -69,7 +69,8 @@ class Report:
 
     Attributes:
         model: its name, or its class.
-        engine: what runs the body: "original", "steps" or "inductor".
+        engine: what runs the body: "original", "steps", "inductor" or
+            "native".
         threads: threads that kernels were chosen for.
         stages: what was timed, the one named "original" among them.
         rewrites: in the order they were applied.

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from whet.backend.artifact import Region, load_region
+from whet.backend.artifact import Runner as RegionRunner
 from whet.backend.cluster import Cluster
 from whet.backend.lowered import lower
 from whet.backend.packed import Kernel
@@ -45,8 +46,10 @@ from whet.errors import InputError, StoreError, WhetError
 from whet.ir.graph import Graph
 from whet.ir.text import parse_graph, print_graph
 from whet.plan import Plan
-from whet.run.engine import Bind
+from whet.run.calling import Runner
 from whet.run.module import Found, Optimized
+from whet.run.native import MANIFEST as NATIVE
+from whet.run.native import Native, prologue
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Report
@@ -54,6 +57,7 @@ from whet.run.signature import Signature
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CompiledBody = RegionRunner | Runner
 
 
 def save(optimized: Optimized, folder: str | os.PathLike[str]) -> Path:
@@ -203,10 +207,10 @@ def load(folder: str | os.PathLike[str], *, strict: bool = True) -> Optimized:
         ) from fault  # fmt: skip
     shell = _Shell(*(data[k] for k in ("parameters", "trained", "hidden")))
     compiled = (place / "region").exists()
-    bind = load_region(place / "region").bind if compiled else None
+    body = load_body(place / "region") if compiled else None
     parameters = Parameters(data["constants"], shell, [n.name for n in graph.parameters])
     try:
-        program = assemble(graph, plan, parameters, bind)
+        program = assemble(graph, plan, parameters, body)
     except InputError as fault:  # packed weights that the compiled body was not made for
         raise StoreError(
             "a saved program cannot be put together again", where=place, got=fault.got,
@@ -258,17 +262,39 @@ def _check(place: Path) -> None:
             )  # fmt: skip
 
 
-def assemble(graph: Graph, plan: Plan, parameters: Parameters, bind: Bind | None) -> Program:
-    """The program that a plan decided on, over the graph after its rewrites."""
+def load_body(folder: str | os.PathLike[str]) -> CompiledBody:
+    """A compiled body, whichever engine it is for.
+
+    Raises:
+        StoreError: there is none, or a damaged one.
+        UnsupportedError: it was built for another torch or another processor.
+    """
+    if (Path(folder) / NATIVE).exists():
+        return Runner.load(folder)
+    return load_region(folder)
+
+
+def assemble(
+    graph: Graph, plan: Plan, parameters: Parameters, body: CompiledBody | None
+) -> Program:
+    """The program that a plan decided on, over the graph after its rewrites.
+
+    Raises:
+        InputError: the parameters are not what the compiled body was made for.
+    """
+    if plan.engine == "native" and isinstance(body, Runner):
+        lowered = prologue(graph, body.native, plan.kernels)
+        return Program(lowered, parameters, body.bind, "native")
 
     def planned(cluster: Cluster, kernels: list[Kernel]) -> Kernel:
         name = plan.kernels.get(cluster.key)
         return next((k for k in kernels if k.name == name), kernels[0])
 
-    region = plan.engine == "inductor" and bind is not None
+    region = plan.engine == "inductor" and body is not None
     lowered = lower(graph, planned, literals="inline" if region else "ahead")
     if region:
-        return Program(lowered, parameters, bind, "inductor")
+        assert body is not None
+        return Program(lowered, parameters, body.bind, "inductor")
     return Program(lowered, parameters)
 
 
@@ -330,8 +356,8 @@ def _read(rows: list[list[Any]] | None) -> inspect.Signature | None:
     )
 
 
-def region_bytes(region: Region) -> bytes:
-    """A compiled region as bytes, for the store."""
+def region_bytes(region: Region | Native) -> bytes:
+    """A compiled body as bytes, for the store."""
     with tempfile.TemporaryDirectory(prefix="whet-region-") as folder:
         region.save(folder)
         return _pack(Path(folder))
@@ -345,8 +371,8 @@ def _pack(folder: Path) -> bytes:
     return file.getvalue()
 
 
-def region_from(data: bytes, folder: str | os.PathLike[str]) -> Bind:
-    """The region of `region_bytes`, unpacked into `folder` and loaded.
+def region_from(data: bytes, folder: str | os.PathLike[str]) -> CompiledBody:
+    """The body of `region_bytes`, unpacked into `folder` and loaded.
 
     Raises:
         StoreError: the bytes are damaged.
@@ -355,7 +381,7 @@ def region_from(data: bytes, folder: str | os.PathLike[str]) -> Bind:
         _unpack(data, Path(folder))
     except (zipfile.BadZipFile, OSError) as fault:
         raise StoreError("a stored region is damaged", got=fault) from fault
-    return load_region(folder).bind
+    return load_body(folder)
 
 
 def _unpack(data: bytes, folder: Path) -> None:

@@ -1,0 +1,242 @@
+"""Calling a native program: the way from tensors into it, laid once and then taken without checks.
+
+    Runner.bind : constants → Bound                Bound : inputs → new tensors
+
+`call.c`, linked into every program, does the work: it holds each argument against what the program
+is for, finds an arena, makes the outputs and calls the entry. All it is told stands in the
+structures below. Constants are held by the call itself, each through a handle of its own, so a call
+that is under way outlives a change of parameters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from whet.backend.piece import dense
+from whet.errors import InputError, UnsupportedError
+from whet.run.native import NAME, Kind, Native, View, load_native
+
+_C: Any = torch._C
+
+
+class _Kind(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int64), ("rank", ctypes.c_int64),
+        ("sizes", ctypes.c_void_p), ("strides", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (
+        ("entry", ctypes.c_void_p), ("close", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64), ("outputs", ctypes.c_int64),
+        ("in_", ctypes.c_void_p), ("out", ctypes.c_void_p),
+        ("constants", ctypes.c_void_p), ("constant_handles", ctypes.c_int64),
+        ("handles", ctypes.c_void_p), ("arena", ctypes.c_int64),
+        ("tensor", ctypes.c_void_p), ("body", ctypes.c_int64), ("keys", ctypes.c_int64),
+        ("plain", ctypes.c_uint64), ("inference", ctypes.c_uint64),
+        ("waiting", ctypes.c_int64), ("arenas", ctypes.c_void_p * 64),
+    )  # fmt: skip
+
+
+class _Method(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int), ("doc", ctypes.c_char_p),
+    )  # fmt: skip
+
+
+_FASTCALL = 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class _Offsets:
+    """Where this build of torch keeps what the call looks at; see `_offsets`."""
+
+    body: int
+    keys: int
+    plain: int
+    inference: int
+
+
+@cache
+def _offsets() -> _Offsets:
+    """Found by looking for known values in tensors at hand.
+
+    Raises:
+        UnsupportedError: they are not where they could be expected.
+    """
+    with torch.inference_mode(False):
+        plain = torch.empty(3)
+        turned = torch._neg_view(plain)
+    with torch.inference_mode():
+        inference = torch.empty(3)
+
+    def words(address: int, count: int) -> list[int]:
+        return list((ctypes.c_uint64 * count).from_address(address))
+
+    def keys(t: Tensor) -> int:
+        return int(_C._dispatch_keys(t).raw_repr())
+
+    tensors = (plain, turned, inference)
+    bodies = [
+        words(id(t), 4).index(t._cdata) if t._cdata in words(id(t), 4) else 0 for t in tensors
+    ]
+    found = [words(t._cdata, 24) for t in tensors]
+    places = [
+        k for k in range(24)
+        if all(ws[k] == keys(t) for ws, t in zip(found, tensors, strict=True))
+    ]  # fmt: skip
+    if not bodies[0] or len(set(bodies)) != 1 or len(places) != 1:
+        raise UnsupportedError(
+            "this build of torch lays out its tensors in another way",
+            expected="a tensor and its dispatch keys where torch 2.13 has them",
+            got=f"torch {torch.__version__}",
+            hint="programs run through Python instead",
+        )
+    return _Offsets(8 * bodies[0], 8 * places[0], keys(plain), keys(inference))
+
+
+class Bound:
+    """A native program over its constants: a call takes the inputs and gives new tensors."""
+
+    __slots__ = ("call", "native")
+
+    def __init__(self, native: Native, call: Callable[..., Any]) -> None:
+        self.native, self.call = native, call
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Raises InputError where an input is not what the program was made for."""
+        found = self.call(*inputs)
+        if found is not None:
+            return cast(list[Tensor], found)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self(inputs)
+        plain = [x.as_subclass(Tensor) for x in inputs]  # parameters among them
+        found = self.call(*plain)
+        if found is None:
+            wanted = ", ".join(f"{k.shape}" for k in self.native.inputs)
+            raise InputError(
+                "an input of a native program is not what it was made for",
+                expected=f"dense tensors on the CPU of shapes {wanted}",
+                got=", ".join(f"{x.dtype}{tuple(x.shape)}" for x in inputs),
+                hint="make it contiguous, or run the original for inputs of another kind",
+            )
+        return cast(list[Tensor], found)
+
+
+class Runner:
+    """A loaded native program; `bind` gives it its constants.
+
+    Args:
+        native: what it is.
+        library: its shared object, loaded.
+    """
+
+    def __init__(self, native: Native, library: ctypes.CDLL) -> None:
+        self.native, self.library = native, library
+        for name in ("whet_call", "whet_program_delete", NAME, f"{NAME}_close"):
+            getattr(library, name)  # AttributeError: not ours
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Runner:
+        """What `Native.save` wrote; raises what `load_native` does."""
+        return cls(*load_native(folder))
+
+    @classmethod
+    def of(cls, native: Native) -> Runner:
+        """A program that was just built, by way of a folder that is gone again."""
+        with tempfile.TemporaryDirectory(prefix="whet-native-") as folder:
+            native.save(folder)
+            return cls.load(folder)
+
+    def bind(self, derived: Sequence[Tensor]) -> Bound:
+        """The program over its constants.
+
+        Raises:
+            InputError: a constant is not what the program was made for.
+        """
+        n, library = self.native, self.library
+        if len(derived) != len(n.constants):
+            raise InputError(
+                "a native program was given the wrong number of constants",
+                expected=len(n.constants), got=len(derived),
+            )  # fmt: skip
+        held = [_seen(t, c) for t, c in zip(derived, n.constants, strict=True)]
+        handles = _handles(held)
+        table = (ctypes.c_void_p * max(1, len(held)))(
+            *(h if c.handle else t.data_ptr()
+              for h, t, c in zip(handles, held, n.constants, strict=True))
+        )  # fmt: skip
+        owned = (ctypes.c_void_p * max(1, len(held)))(*handles)
+        offsets = _offsets()
+        keep: list[object] = [library, table, owned]
+        program = _Program(
+            _address(library, NAME), _address(library, f"{NAME}_close"),
+            len(n.inputs), len(n.outputs), _kinds(n.inputs, keep), _kinds(n.outputs, keep),
+            ctypes.addressof(table), len(held), ctypes.addressof(owned), n.arena,
+            id(Tensor), offsets.body, offsets.keys, offsets.plain, offsets.inference, 0,
+        )  # fmt: skip
+        keep.append(program)
+        capsule = _capsule(program, _address(library, "whet_program_delete"))
+        method = _Method(b"call", _address(library, "whet_call"), _FASTCALL, None)
+        keep.append(method)
+        make = ctypes.pythonapi.PyCFunction_NewEx
+        make.restype = ctypes.py_object
+        make.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object)
+        # A function holds its module, and lets go of it last: here, of all that C points to.
+        return Bound(n, make(ctypes.addressof(method), capsule, keep))
+
+
+def _seen(tensor: Tensor, view: View) -> Tensor:
+    if tensor.is_mkldnn:
+        return tensor
+    if not view.handle and not tensor.is_contiguous():
+        raise InputError(
+            "a parameter lies otherwise in memory", expected="contiguous", got=tensor.stride()
+        )
+    if view.shape is not None:
+        steps = view.strides
+        return tensor.reshape(view.shape) if steps is None else tensor.as_strided(view.shape, steps)
+    return tensor
+
+
+def _handles(tensors: Sequence[Tensor]) -> list[int]:
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    return [get(c, None) for c in _C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))]
+
+
+def _kinds(kinds: Sequence[Kind], keep: list[object]) -> int:
+    rows = (_Kind * max(1, len(kinds)))()
+    for row, k in zip(rows, kinds, strict=False):
+        sizes = (ctypes.c_int64 * max(1, len(k.shape)))(*k.shape)
+        strides = (ctypes.c_int64 * max(1, len(k.shape)))(*dense(k.shape))
+        keep += [sizes, strides]
+        row.type, row.rank = k.type, len(k.shape)
+        row.sizes, row.strides = ctypes.addressof(sizes), ctypes.addressof(strides)
+    keep.append(rows)
+    return ctypes.addressof(rows)
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    found = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert found is not None
+    return found
+
+
+def _capsule(program: _Program, delete: int) -> object:
+    make = ctypes.pythonapi.PyCapsule_New
+    make.restype = ctypes.py_object
+    make.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return make(ctypes.addressof(program), b"whet", delete)
