@@ -98,7 +98,10 @@ def build(f: Form, domain: Domain) -> Expr:
     order: dict[Expr, int] = {Index(v): k for k, v in enumerate(domain)}
     atoms = sorted(f.terms, key=lambda a: (order.get(a, len(order)), ex.show(a)))
     total: Expr | None = None
+    rest = f.constant
     for sign in (1, -1):
+        if sign < 0 and total is None and rest > 0:
+            total, rest = Num(rest), 0
         for a in atoms:
             c = f.terms[a]
             if (c > 0) != (sign > 0):
@@ -109,10 +112,9 @@ def build(f: Form, domain: Domain) -> Expr:
             else:
                 total = Call("+" if c > 0 else "-", (total, part))
     if total is None:
-        return Num(f.constant)
-    if f.constant:
-        fn = "+" if f.constant > 0 else "-"
-        total = Call(fn, (total, Num(abs(f.constant))))
+        return Num(rest)
+    if rest:
+        total = Call("+" if rest > 0 else "-", (total, Num(abs(rest))))
     return total
 
 
@@ -145,6 +147,11 @@ def _whole(e: Expr, domain: Domain) -> Expr:
 def bounds(e: Expr, domain: Domain) -> tuple[float, float]:
     """Least and greatest value of an integer expression; infinite where nothing is known."""
     return _range(form(e, domain), domain)
+
+
+def limits(f: Form, domain: Domain) -> tuple[float, float]:
+    """Least and greatest value of a form."""
+    return _range(f, domain)
 
 
 def holds(test: Expr, domain: Domain) -> bool:

@@ -140,3 +140,23 @@ def parse(text: str) -> Layout:
         return compact(parts)
     strides = map(int, steps.split())
     return Layout(tuple(Part(*p, s) for p, s in zip(parts, strides, strict=True)))
+
+
+def holds(layout: Layout, sizes: Sequence[int]) -> bool:
+    """Has every element of a tensor of these sizes a place of its own?"""
+    if layout.rank > len(sizes):
+        return False
+    for dim, size in enumerate(sizes):
+        step = 1
+        for p in sorted((p for p in layout.parts if p.dim == dim), key=lambda p: p.step):
+            if p.step != step:
+                return False
+            step *= p.size
+        if step < size:
+            return False
+    reach = 1
+    for p in sorted(layout.parts, key=lambda p: (p.stride, p.size)):
+        if p.size > 1 and p.stride < reach:
+            return False
+        reach += (p.size - 1) * p.stride
+    return True

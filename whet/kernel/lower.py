@@ -274,10 +274,10 @@ class _Stage:
     def _sum(
         self, name: str, axes: Sequence[str], index: tuple[Expr, ...], e: Reduce, only: Expr | None
     ) -> None:
-        value, neutral = self.value(e.body, only), _neutral(e.kind, integral(e, self.kinds))
+        value, start = self.value(e.body, only), neutral(e.kind, integral(e, self.kinds))
         if only is not None:
-            value = ex.select(only, value, neutral)
-        self.emit(f"{name}i", axes, Store(name, index, neutral))
+            value = ex.select(only, value, start)
+        self.emit(f"{name}i", axes, Store(name, index, start))
         self.emit(name, (*axes, *e.axes), Update(name, index, e.kind, value))
 
     def _safe(self, e: Expr) -> bool:
@@ -312,7 +312,8 @@ def _needed(instance: Instance, out: str) -> list[Let]:
 _ORDER = {"in": 0, "out": 1, "memory": 2}
 
 
-def _neutral(kind: str, whole: bool) -> Expr:
+def neutral(kind: str, whole: bool) -> Expr:
+    """What a reduction starts from."""
     value = ex.REDUCTIONS[kind]
     if math.isinf(value) and whole:
         return Num(2**63 - 1 if value > 0 else -(2**63 - 1))

@@ -1,0 +1,67 @@
+"""Schedules: what was done to a naive kernel, replayable.
+
+    Schedule = (Move, …)                      text: one move a line
+    apply(kernel, schedule) -> Kernel | Illegal
+
+The moves, each a class with its check beside it, a kernel before and a kernel after:
+
+    order     split reorder tile collapse join peel
+    mark      parallelize vectorize unroll keep layout
+    inline    inline
+    place     recompute compute_at
+    stage     stage
+    fold      split_reduction online
+
+Names are made from names, so a schedule that was found for a cluster applies to every cluster that
+lowers to the same kernel, and to one of other sizes wherever its checks pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whet.kernel import fold, inline, mark, order, place, stage
+from whet.kernel.legal import Illegal, Refused
+from whet.kernel.loops import Kernel, check
+from whet.kernel.move import KNOWN, Move, parse
+
+Schedule = tuple[Move, ...]
+__all__ = ["Illegal", "Move", "Schedule", "apply", "attempt", "read", "show"]
+_ROOMS = (order, mark, inline, place, stage, fold)
+
+
+def attempt(kernel: Kernel, move: Move) -> Kernel | Illegal:
+    """The kernel with one move made, or why not."""
+    try:
+        return move.do(kernel)
+    except Refused as refused:
+        return refused.why.of(str(move))
+
+
+def apply(kernel: Kernel, schedule: Sequence[Move]) -> Kernel | Illegal:
+    """The kernel with all moves made in order, or why the first one that is illegal is so."""
+    for move in schedule:
+        made = attempt(kernel, move)
+        if isinstance(made, Illegal):
+            return made
+        kernel = made
+    return check(kernel)
+
+
+def show(schedule: Sequence[Move]) -> str:
+    """One move a line."""
+    return "\n".join(map(str, schedule))
+
+
+def read(text: str) -> Schedule:
+    """Inverse of `show`.
+
+    Raises:
+        KernelError: a line is no move.
+    """
+    return tuple(parse(line) for line in text.splitlines() if line.strip())
+
+
+def moves() -> dict[str, type[Move]]:
+    """Every kind of move by its name."""
+    return dict(KNOWN)
