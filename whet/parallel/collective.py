@@ -140,13 +140,14 @@ class Channel:
     Attributes:
         source, target: the groups.
         ticks: picoseconds of one message, alone.
-        claims: links that are too narrow for all channels that use them: (level, unit, direction).
+        claims: what it shares with other channels: each stands for the ports, too narrow for all
+            channels that pass them, that the same channels pass.
     """
 
     source: int
     target: int
     ticks: int
-    claims: tuple[tuple[int, int, str], ...] = ()
+    claims: tuple[int, ...] = ()
 
 
 Ports = tuple[int, int, str]
@@ -175,8 +176,10 @@ def channels(cluster: Cluster, placed: Placed) -> dict[tuple[int, int], Channel]
         pair = (a % placed.groups, b % placed.groups)
         for port, pairs in route.load:
             users.setdefault(port, {})[pair] = pairs
+    # Ports that the same channels pass are one: all of them are shared alike.
+    alike: dict[frozenset[tuple[int, int]], int] = {}
     narrow = {
-        port
+        port: alike.setdefault(frozenset(by_pair), len(alike))
         for port, by_pair in users.items()
         if len(by_pair) > 1 and sum(by_pair.values()) > _ports(cluster, port)
     }
@@ -185,7 +188,7 @@ def channels(cluster: Cluster, placed: Placed) -> dict[tuple[int, int], Channel]
             a % placed.groups,
             b % placed.groups,
             round(route.seconds * 10**12),
-            tuple(port for port, _ in route.load if port in narrow),
+            tuple(sorted({narrow[port] for port, _ in route.load if port in narrow})),
         )
         for (a, b), route in routes.items()
     }
