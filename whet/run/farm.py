@@ -1,0 +1,285 @@
+"""Compiled kernels measured in a process of their own: what one of them does hurts only its trial.
+
+    verdict := Timing                    it is right, and takes so long
+             | Failed(kind, reason)      load | crash | hang | wrong | corrupt | error
+
+A kernel is called once before it is timed: it must give the expected results, leave its operands
+alone and write nowhere else. Those that pass are timed in turns, with data in the caches (warm) or
+after other data has driven it out (cold), as the program will meet it. Where a kernel takes the
+process down, a new one goes on with the others.
+
+Kernels have the interface of `whet.backend`: `void symbol(void *const *args, void *scratch)`, the
+operands in order, then the results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from whet.run.measure import Timing
+from whet.run.runner import Array
+
+RUNNER = Path(__file__).with_name("runner.py")
+KINDS = ("load", "crash", "hang", "wrong", "corrupt", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A compiled kernel: a function of a shared object, and the bytes of scratch it needs."""
+
+    library: Path
+    symbol: str
+    scratch_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a kernel has no time.
+
+    Attributes:
+        kind: load (no such function), crash (a signal), hang (no answer in time), wrong (another
+            result), corrupt (it wrote where it must not), error (the runner itself failed).
+        reason: in words.
+    """
+
+    kind: str
+    reason: str
+
+
+Verdict = Timing | Failed
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What kernels are called with, and what they must give.
+
+    Attributes:
+        operands: arrays of the element types that the kernel reads.
+        expected: the results, in float64 where they are floats; their shapes are the results'.
+        dtypes: element types that the kernel writes.
+        tolerance: the largest difference allowed, relative to the largest expected value.
+    """
+
+    operands: Sequence[Array]
+    expected: Sequence[Array]
+    dtypes: Sequence[str]
+    tolerance: float = 1e-4
+
+    def write(self, folder: Path) -> None:
+        """Puts it where a runner finds it."""
+        rows: list[tuple[str, list[int], str]] = []
+        for k, operand in enumerate(self.operands):
+            np.save(folder / f"in{k}.npy", np.ascontiguousarray(operand))
+            rows.append(("in", list(operand.shape), operand.dtype.str))
+        for k, (want, dtype) in enumerate(zip(self.expected, self.dtypes, strict=True)):
+            np.save(folder / f"want{k}.npy", want)
+            rows.append(("out", list(want.shape), dtype))
+        spec = {"operands": rows, "results": len(self.expected), "tolerance": self.tolerance}
+        (folder / "task.json").write_text(json.dumps(spec))
+
+
+class _GoneError(Exception):
+    """The runner ended, or does not answer."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.failed = Failed(kind, reason)
+
+
+@dataclass
+class Farm:
+    """One runner process at a time, started anew when a kernel has taken it down.
+
+    Args:
+        threads: that kernels may use.
+        patience_s: seconds after which a kernel that was called once is said to hang.
+
+    Attributes:
+        deaths: runners that kernels have taken down.
+    """
+
+    threads: int
+    patience_s: float = 10.0
+    deaths: int = 0
+    _process: subprocess.Popen[str] | None = field(default=None, init=False)
+
+    def measure(
+        self, task: Task, kernels: Mapping[str, Kernel], *, rounds: int = 9, cold: bool = False
+    ) -> dict[str, Verdict]:
+        """Checks every kernel, then times those that are right, in turns.
+
+        Args:
+            task: operands and expected results, the same for all.
+            kernels: by name.
+            rounds: samples of each.
+            cold: time single calls after the caches were filled with something else.
+        """
+        verdicts: dict[str, Verdict] = {}
+        with tempfile.TemporaryDirectory(prefix="whet-trial-") as place:
+            task.write(Path(place))
+            self.close()  # what an earlier task left behind
+            pending = list(kernels)
+            while pending:
+                deaths, right = self.deaths, []
+                for name in pending:
+                    failed = self._checked(place, name, kernels[name])
+                    if failed is None:
+                        right.append(name)
+                    else:
+                        verdicts[name] = failed
+                pending = right
+                if self.deaths == deaths and right:  # else a new runner knows none of them
+                    found = self._timed(place, {n: kernels[n] for n in right}, rounds, cold)
+                    verdicts |= found
+                    pending = [n for n in right if n not in found]
+        return {name: verdicts[name] for name in kernels}
+
+    def _checked(self, place: str, name: str, kernel: Kernel) -> Failed | None:
+        try:
+            answer = self._ask(place, "check", **_told(name, kernel))
+        except _GoneError as gone:
+            return gone.failed
+        if "failed" in answer:
+            return Failed(answer["failed"], answer["reason"])
+        return None
+
+    def _timed(
+        self, place: str, kernels: Mapping[str, Kernel], rounds: int, cold: bool
+    ) -> dict[str, Verdict]:
+        """Times of all of them; or, where that goes wrong, what is wrong with one or more."""
+        try:
+            answer = self._ask(place, "time", names=list(kernels), rounds=rounds, cold=cold)
+        except _GoneError as gone:
+            if len(kernels) == 1:
+                return dict.fromkeys(kernels, gone.failed)
+            # Each was right when called once. Those that fail alone are known by that; where none
+            # does, who is to blame is not known, and none is believed.
+            failed = {n: self._alone(place, n, k, rounds, cold) for n, k in kernels.items()}
+            guilty = {n: f for n, f in failed.items() if f is not None}
+            return dict(guilty) or dict.fromkeys(kernels, gone.failed)
+        if "failed" in answer:
+            return dict.fromkeys(kernels, Failed(answer["failed"], answer["reason"]))
+        return {n: Timing(tuple(s), answer["calls"][n]) for n, s in answer["samples"].items()}
+
+    def _alone(
+        self, place: str, name: str, kernel: Kernel, rounds: int, cold: bool
+    ) -> Failed | None:
+        """Why this kernel cannot be timed, found out in a runner of its own."""
+        self.close()
+        failed = self._checked(place, name, kernel)
+        if failed is None:
+            verdict = self._timed(place, {name: kernel}, rounds, cold)[name]
+            failed = verdict if isinstance(verdict, Failed) else None
+        self.close()
+        return failed
+
+    def _ask(self, place: str, do: str, **message: Any) -> dict[str, Any]:
+        """A runner's answer; a new runner is told of the task first.
+
+        Raises:
+            _GoneError: it died of the question, or does not answer.
+        """
+        if self._process is None:
+            self._process = self._start()
+            self._ask(place, "task", folder=place)
+        message = {"do": do, **message}
+        patience = self.patience_s * (3 + message.get("rounds", 0)) / 3
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            line = _line(process, patience)
+        except BrokenPipeError:
+            line = ""
+        if line is None:
+            self._end(process)
+            raise _GoneError("hang", f"no answer within {patience:.0f} s")
+        if not line:
+            code = process.wait()
+            self._end(process)
+            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise _GoneError("crash", name)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _start(self) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(RUNNER)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, env=environment, start_new_session=True,
+        )  # fmt: skip
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        self.deaths += 1
+        self._process = None
+        _finish(process)
+
+    def close(self) -> None:
+        """Ends the runner, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            _finish(process)
+
+    def __enter__(self) -> Farm:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _told(name: str, kernel: Kernel) -> dict[str, Any]:
+    return {
+        "name": name, "library": str(kernel.library), "symbol": kernel.symbol,
+        "scratch": kernel.scratch_bytes,
+    }  # fmt: skip
+
+
+def _line(process: subprocess.Popen[str], patience: float) -> str | None:
+    """The next line of output; empty at its end, None after `patience` seconds."""
+    assert process.stdout is not None
+    parts = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        deadline = time.monotonic() + patience
+        while not parts.endswith(b"\n"):
+            if not selector.select(max(deadline - time.monotonic(), 0)):
+                return None
+            chunk = os.read(process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return ""
+            parts += chunk
+    return parts.decode()
+
+
+def _finish(process: subprocess.Popen[str]) -> None:
+    """Kills the process and what it started, and closes the pipes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
