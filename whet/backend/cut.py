@@ -11,13 +11,14 @@ does not care. Where two calls disagree, a copy stands between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
 import torch
 
 from whet.backend import aten, shim
-from whet.backend.cluster import Cluster, clusters
+from whet.backend.cluster import ANCHORS, Cluster, clusters
 from whet.backend.lowered import body_nodes
 from whet.backend.naive import naive
 from whet.backend.packed import Kernel, kernels
@@ -33,48 +34,108 @@ from whet.backend.piece import (
     same_strides,
 )
 from whet.errors import UnsupportedError
+from whet.fuse.partition import Cluster as Closed
+from whet.fuse.partition import Partition
 from whet.ir.graph import Graph, Node, apply
 
+Operands = tuple[Value | Packed, ...]
+Choose = Callable[[Cluster, list[Kernel]], Kernel]
+Make = Callable[[Closed, Operands, tuple[Value, ...]], Piece | None]
 
-def cut(graph: Graph, choose: Callable[[Cluster, list[Kernel]], Kernel]) -> Body:
+
+def cut(
+    graph: Graph,
+    choose: Choose,
+    partition: Partition | None = None,
+    make: Make | None = None,
+) -> Body:
     """The body of a graph as pieces.
 
     Args:
         graph: over concrete shapes.
         choose: which library kernel runs a cluster.
+        partition: groups that may become one kernel each; each node by itself where there is none.
+        make: a group's kernel, given its closed graph, its operands as they lie and its results as
+            they are to lie; None where a library or the nodes' own loops shall run it.
 
     Raises:
         UnsupportedError: something in it has neither a library call from C nor loops.
     """
-    return _Cutting(graph, choose).body()
+    cutting = _Cutting(graph, choose)
+    if partition is not None and make is not None:
+        return cutting.grouped(partition, make)
+    return cutting.body()
 
 
 class _Cutting:
-    def __init__(self, graph: Graph, choose: Callable[[Cluster, list[Kernel]], Kernel]) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, choose: Choose) -> None:
+        self.graph, self.choose = graph, choose
         self.inside = body_nodes(graph)
-        parts = clusters(graph, self.inside)
-        self.chosen = {root: (c, choose(c, kernels(c))) for root, c in parts.items()}
         self.hidden: set[Node] = set()  # inside of a library call
-        for c, kernel in self.chosen.values():
-            self.hidden.update(c.nodes[: kernel.covers - 1])
-        self.calls = {c.nodes[k.covers - 1]: (c, k) for c, k in self.chosen.values()}
+        self.calls: dict[Node, tuple[Cluster, Kernel]] = {}
         self.values: dict[Node, Value | Packed] = {}
         self.copies: dict[Value, Value] = {}
         self.views: dict[Value, tuple[Value, int]] = {}
         self.given: set[Value] = set()  # by libraries: memory that is not ours to choose
         self.pieces: list[Piece] = []
-        self.within = _within(graph, self.inside, self.calls.keys() | self.hidden)
+        self.within: Mapping[Node, tuple[Node, int, int]] = {}
         self.placed: dict[Node, Value] = {}  # concatenations whose layout is decided
 
     def body(self) -> Body:
-        for leaf in self.graph.inputs:
-            self.values[leaf] = Value(leaf)
-        inputs = tuple(v for v in self.values.values() if isinstance(v, Value))
+        """Each node by itself, library calls with what they cover."""
+        self._choose(self.inside)
+        self.within = _within(self.graph, self.inside, self.calls.keys() | self.hidden)
+        inputs = self._inputs()
         for node in self.graph.nodes:
-            if node in self.values or node in self.hidden:
+            if node not in self.values and node not in self.hidden:
+                self.values[node] = self._value(node)
+        return self._finished(inputs)
+
+    def grouped(self, partition: Partition, make: Make) -> Body:
+        """The groups of a partition, each by its kernel where it has one."""
+        alone = {g.nodes[0] for g in partition.groups if len(g.nodes) == 1}
+        self.within = _within(self.graph, alone, {n for n in alone if n.op in ANCHORS})
+        inputs = self._inputs()
+        for node in self.graph.nodes:
+            if node not in self.inside or not node.args:
+                self.values.setdefault(node, Packed(node))
+        for group, closed in zip(partition.groups, partition.clusters, strict=True):
+            (first, *more) = group.nodes
+            if not more and (first.op in aten.VIEWS or first.op == "concat"):
+                self.values[first] = self._value(first)
                 continue
-            self.values[node] = self._value(node)
+            operands = tuple(self.values[n] for n in closed.leaves)
+            flow = [v for v in operands if isinstance(v, Value)]
+            results = tuple(self._home(n, _flow(n, flow)) for n in closed.results)
+            piece = make(closed, operands, results)
+            if piece is not None:
+                self.pieces.append(piece)
+                self.values.update(zip(closed.results, results, strict=True))
+                continue
+            self._choose(group.members)
+            for node in self.graph.nodes if group.copies else group.nodes:
+                if node in group.members and node not in self.hidden | self.values.keys():
+                    self.values[node] = self._value(node)
+        return self._finished(inputs)
+
+    def _choose(self, nodes: frozenset[Node]) -> None:
+        """Library calls for the clusters among these nodes."""
+        for c in clusters(self.graph, nodes).values():
+            kept = tuple(itertools.takewhile(nodes.__contains__, c.nodes))
+            operands = Cluster(kept).operands
+            constant = (k for k, a in enumerate(operands) if a is not None)
+            fixed = frozenset(k for k in constant if operands[k] not in self.inside)
+            part = Cluster(kept, fixed)
+            kernel = self.choose(part, kernels(part))
+            self.hidden.update(kept[: kernel.covers - 1])
+            self.calls[kept[kernel.covers - 1]] = part, kernel
+
+    def _inputs(self) -> tuple[Value, ...]:
+        inputs = tuple(Value(leaf) for leaf in self.graph.inputs)
+        self.values.update(zip(self.graph.inputs, inputs, strict=True))
+        return inputs
+
+    def _finished(self, inputs: tuple[Value, ...]) -> Body:
         results = tuple(self._result(n) for n in self.graph.results)
         return Body(inputs, tuple(self.pieces), results, self.views)
 
