@@ -285,7 +285,7 @@ class Join(Move):
             raise refuse("kind", loop=self.second)
         siblings = path[-1].body if path else k.body
         a, b = siblings.index(first), siblings.index(second)
-        if a > b:
+        if a >= b:
             raise refuse("order", loop=self.first)
         if between := touch(siblings[a + 1 : b], (second,)):
             raise refuse("order", loop=self.second, buffer=between)

@@ -32,18 +32,27 @@ class Span:
 
 
 def region(touched: Sequence[Access], sizes: Sequence[int], outer: Domain) -> tuple[Span, ...]:
-    """The smallest box that is known to hold all accesses.
+    """The smallest box within the buffer that is known to hold all accesses.
 
     Args:
         touched: of one buffer, within the loops of `outer`.
         sizes: the buffer's.
         outer: loops up to and with the one that the box is for.
     """
-    return tuple(_span(touched, d, n, outer) for d, n in enumerate(sizes))
+    found = []
+    for d, n in enumerate(sizes):
+        span = _span(touched, d, outer)
+        found.append(Span(Num(0), n) if span is None or span.size >= n else span)
+    return tuple(found)
 
 
-def _span(touched: Sequence[Access], dim: int, size: int, outer: Domain) -> Span:
-    everything = Span(Num(0), size)
+def reach(touched: Sequence[Access], rank: int, outer: Domain) -> tuple[Span, ...] | None:
+    """The box that holds all accesses, outside of the buffer too; None where it is not known."""
+    spans = [_span(touched, d, outer) for d in range(rank)]
+    return None if None in spans else tuple(s for s in spans if s is not None)
+
+
+def _span(touched: Sequence[Access], dim: int, outer: Domain) -> Span | None:
     base: Form | None = None
     least, greatest = math.inf, -math.inf
     for a in touched:
@@ -54,17 +63,17 @@ def _span(touched: Sequence[Access], dim: int, size: int, outer: Domain) -> Span
         for atom, c in f.terms.items():
             used = ex.free(atom)
             if used & outer.keys() and used - outer.keys():
-                return everything
+                return None
             (fixed if used <= outer.keys() else inner)[atom] = c
         low, high = limits(Form(inner, f.constant), domain)
         if base is not None and base.terms != fixed:
-            return everything
+            return None
         base = Form(fixed, 0)
         least, greatest = min(least, low), max(greatest, high)
-    if base is None or math.isinf(least) or math.isinf(greatest) or greatest - least + 1 >= size:
-        return everything
+    if base is None or math.isinf(least) or math.isinf(greatest):
+        return None
     if any(True for atom in base.terms for _ in ex.loads(atom)):
-        return everything
+        return None
     low_form = base.plus(Form({}, int(least)))
     return Span(build(low_form, outer), int(greatest - least) + 1)
 

@@ -25,7 +25,7 @@ from whet.kernel.loops import (
     walk,
 )
 from whet.kernel.move import Move, fresh, register, replaced
-from whet.kernel.region import Span, box, guarded, nested, region, shifted
+from whet.kernel.region import Span, box, guarded, nested, reach, region, shifted
 from whet.kernel.tidy import conjuncts, tidy
 
 
@@ -65,9 +65,11 @@ class Stage(Move):
         target, path, touched = self.check(k)
         b = k.buffer(self.buffer)
         outer = around((*path, target))
-        spans = region(touched, b.sizes, outer)
+        fill, beyond = _filled(target.body, b), reach(touched, len(b.sizes), outer)
+        if beyond is None or any(a.kind != "read" for a in touched):
+            fill = None
+        spans = beyond if beyond and fill is not None else region(touched, b.sizes, outer)
         name = fresh(k, f"{b.name}_s")
-        fill = _filled(target.body, b)
         loops, places, tests = box(name, spans, b.sizes, outer)
         there = tuple(ex.call("+", s.low, p) for s, p in zip(spans, places, strict=True))
         body = _onto(target.body, b.name, name, spans, fill)
@@ -81,8 +83,6 @@ class Stage(Move):
                 copy = nested(loops, guarded(tests, (Store(name, places, value),)))
             body = (*copy, *body)
         if any(a.kind != "read" for a in touched):
-            if fill is not None:
-                raise refuse("uses", buffer=b.name)
             again = [(fresh(k, f"{v}b"), n) for v, n in loops]
             back = {v: ex.Index(w) for (v, _), (w, _) in zip(loops, again, strict=True)}
             out = (Store(b.name, there, Load(name, places)),)
