@@ -36,6 +36,7 @@ from whet.rewrite.syntax import (
     Reader,
     Sides,
     Var,
+    has_dtype,
     is_structural,
     one_key,
     star,
@@ -236,7 +237,7 @@ def build(
     Args:
         tensors: node of each tensor variable; None for one that is left out.
         scope: sizes, groups and attributes by name.
-        dtype: element type of literals.
+        dtype: element type of literals, and of what is made from nothing.
         own: the very nodes to use for some literals.
         flipped: commutative applications whose operands change places.
 
@@ -263,6 +264,8 @@ def build(
                         name: along(op, name, formula.evaluate(e, scope), (*nodes, None)[0])
                         for name, e in attrs
                     }
+                    if "dtype" not in values and has_dtype(op):
+                        values["dtype"] = dtype
                     try:
                         done[p] = apply(op, *nodes, **values)
                     except (ArithmeticError, TypeError, AssertionError) as fault:

@@ -192,6 +192,13 @@ def tuple_length(op: str, attr: str) -> int:
     return 0
 
 
+@functools.cache
+def has_dtype(op: str) -> bool:
+    """Whether an operator makes a tensor from nothing, of a type that its context gives."""
+    record = TABLE[op].record
+    return record is not None and not record.operands and "dtype" in record.patterns
+
+
 class Reader:
     """Reads patterns; `(y := e)` is known from then on."""
 
@@ -259,7 +266,8 @@ class Reader:
         named = [n for n, p in record.patterns.items() if not isinstance(p, ast.Constant)]
         for name, value in zip(named, given[count:], strict=False):
             attrs[name] = formula.fix(value, known)
-        if set(attrs) - {"out"} != set(named):
+        wanted = set(named) - ({"dtype"} if has_dtype(op) and "dtype" not in attrs else set())
+        if set(attrs) - {"out"} != wanted:
             raise ConjectureError(
                 f"{op} has other attributes", expected=", ".join(named) or "none",
                 got=ast.unparse(e), where=self.text,

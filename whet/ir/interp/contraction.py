@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from whet.ir.interp.ring import extreme
 from whet.ir.interp.value import Value, union
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _fold_dims(body: Body, kind: str, t: Tensor, dims: Sequence[int]) -> Tensor:
         if any(t.shape[d] == 0 for d in dims):
             shape = [n for k, n in enumerate(t.shape) if k not in dims]
             return t.new_full(shape, body.neutral(kind, t))
-        return t.amax(list(dims)) if kind == "max" else t.amin(list(dims))
+        return body.ring.extreme(kind, t, dims) if number else extreme(kind, t, dims)
     if kind == "sum":
         if not number:
             return t.sum(list(dims), dtype=torch.int64)

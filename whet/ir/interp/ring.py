@@ -48,6 +48,10 @@ class Ring(Protocol):
     def function(self, name: str, args: Sequence[Tensor]) -> Tensor: ...
     def total(self, t: Tensor, dims: Sequence[int]) -> Tensor: ...
     def product(self, t: Tensor, dims: Sequence[int]) -> Tensor: ...
+    def extreme(self, kind: str, t: Tensor, dims: Sequence[int]) -> Tensor:
+        """The max or min along dims."""
+        ...
+
     def running(self, kind: str, t: Tensor, dim: int) -> Tensor:
         """Running sum, prod, max or min along `dim`."""
         ...
@@ -125,6 +129,9 @@ class Floats:
         for d in sorted(dims, reverse=True):
             t = t.prod(d)
         return t
+
+    def extreme(self, kind: str, t: Tensor, dims: Sequence[int]) -> Tensor:
+        return extreme(kind, t, dims)
 
     def running(self, kind: str, t: Tensor, dim: int) -> Tensor:
         return running(kind, t, dim)
@@ -227,6 +234,9 @@ class Field:
             t = total
         return t
 
+    def extreme(self, kind: str, t: Tensor, dims: Sequence[int]) -> Tensor:
+        return extreme(kind, t, dims)
+
     def running(self, kind: str, t: Tensor, dim: int) -> Tensor:
         if kind == "prod":
             parts = list(t.unbind(dim))
@@ -264,10 +274,46 @@ class Field:
         return True
 
 
+class Keyed(Field):
+    """The field with numbers ordered at random: max and min are a lattice that knows no zero.
+
+    In `Field` zero is the least number, so that relu would be the identity; here it is some number
+    like any other. Infinities are residues of their own, the least and the greatest.
+    """
+
+    name = "keyed field"
+
+    def number(self, value: float, like: torch.dtype) -> Tensor:
+        if math.isinf(value):
+            return torch.tensor(PRIME - (1.0 if value > 0 else 2.0), dtype=like)
+        return super().number(value, like)
+
+    def function(self, name: str, args: Sequence[Tensor]) -> Tensor:
+        if name in ("maximum", "minimum"):
+            a, b = args
+            first = self._order(a) >= self._order(b)
+            return torch.where(first if name == "maximum" else ~first, a, b)
+        return super().function(name, args)
+
+    def extreme(self, kind: str, t: Tensor, dims: Sequence[int]) -> Tensor:
+        kept = [d for d in range(t.ndim) if d not in dims]
+        flat = t.permute([*kept, *dims]).reshape([*(t.shape[d] for d in kept), -1])
+        order = self._order(flat)
+        at = order.argmax(-1, True) if kind == "max" else order.argmin(-1, True)
+        return flat.gather(-1, at).squeeze(-1)
+
+    def _order(self, t: Tensor) -> Tensor:
+        x = t.to(torch.int64)
+        key = x * 48271 % PRIME ^ 0x3A5A5A5A  # zero is in the middle
+        key = torch.where(x == PRIME - 1, PRIME, key)
+        return torch.where(x == PRIME - 2, -1, key)
+
+
 FLOAT64 = Floats("float64", torch.float64)
 FLOAT32 = Floats("float32", torch.float32)
 NATIVE = Floats("native", None)
 FIELD = Field()
+KEYED = Keyed()
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -314,6 +360,11 @@ def torch_function(name: str) -> Callable[..., Tensor]:
             hint="give it the name that torch has for it",
         )
     return found
+
+
+def extreme(kind: str, t: Tensor, dims: Sequence[int]) -> Tensor:
+    """The greatest or least of plain numbers along dims."""
+    return t.amax(list(dims)) if kind == "max" else t.amin(list(dims))
 
 
 def running(kind: str, t: Tensor, dim: int) -> Tensor:

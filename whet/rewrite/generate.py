@@ -1,0 +1,318 @@
+"""`generate`: from the operator table to a library of proven rules, with no rule written by hand.
+
+    enumerate   every graph of a scope, told apart by fingerprints           bank
+    sift        equalities that the rules found so far do not give           sift
+    prove       or refute; a counterexample may say which guard is missing   prove, guards
+    lift        to the most general tensors, sizes, ranks and axes           lift
+    join        outputs side by side, any number of them                     joint
+    prune       what the others derive                                       prune
+
+Scopes are independent, so they run side by side, and each keeps a journal of its verdicts: what was
+killed goes on where it was. Everything is a function of the table, the scopes and this code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from whet.errors import WhetError
+from whet.ir.types import Poly
+from whet.rewrite import joint
+from whet.rewrite.bank import Bank
+from whet.rewrite.conjecture import Conjecture, Form, Statement, build
+from whet.rewrite.guards import guards
+from whet.rewrite.lift import forms_of, holds, lifted
+from whet.rewrite.prove import Prover
+from whet.rewrite.rule import Refutation, Rule
+from whet.rewrite.scopes import ACTIVATIONS, SCOPES, Scope
+from whet.rewrite.sift import Sift
+from whet.rewrite.sketch import Side, Sketch, Tree
+
+Tell = Callable[[str], None]
+_MOST_GUARDS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One rule of a library: a conjecture's name and statement, and the scope that it is from."""
+
+    name: str
+    statement: str
+    scope: str
+
+    @property
+    def conjecture(self) -> Conjecture:
+        return Conjecture(f"{self.name}: {self.statement}")
+
+
+@dataclass
+class Outcome:
+    """What a scope came to.
+
+    Attributes:
+        lines: rules, in the order in which they were found.
+        graphs: how many graphs were enumerated.
+        asked: conjectures that went to the prover.
+        unknown: those that were neither proven nor refuted.
+    """
+
+    lines: list[Line]
+    graphs: int
+    asked: int
+    unknown: list[str]
+
+
+class Journal:
+    """Verdicts that were reached, kept in a file as they are reached; none without a place."""
+
+    def __init__(self, place: Path | None, scope: Scope) -> None:
+        self.known: dict[str, bool] = {}
+        self.outcome: Outcome | None = None
+        self._file = None
+        if place is None:
+            return
+        place.mkdir(parents=True, exist_ok=True)
+        key = hashlib.blake2b(f"{version()} {scope}".encode(), digest_size=8).hexdigest()
+        path = place / f"{scope.name.replace(' ', '-')}-{key}.jsonl"
+        if path.exists():
+            for line in path.read_text().splitlines():
+                self._read(line)
+        self._file = path.open("a")
+
+    def _read(self, line: str) -> None:
+        try:
+            data = json.loads(line)
+        except ValueError:
+            return  # cut off when it was killed
+        if "lines" in data:
+            lines = [Line(**row) for row in data["lines"]]
+            self.outcome = Outcome(lines, data["graphs"], data["asked"], data["unknown"])
+        else:
+            self.known[data["statement"]] = data["proven"]
+
+    def note(self, statement: str, proven: bool) -> None:
+        """One verdict."""
+        self.known[statement] = proven
+        self._write({"statement": statement, "proven": proven})
+
+    def close(self, outcome: Outcome) -> None:
+        """The scope is done."""
+        rows = [{"name": x.name, "statement": x.statement, "scope": x.scope} for x in outcome.lines]
+        self._write({"lines": rows, "graphs": outcome.graphs, "asked": outcome.asked,
+                     "unknown": outcome.unknown})  # fmt: skip
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, data: Mapping[str, object]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(data, ensure_ascii=False) + "\n")
+            self._file.flush()
+
+
+class Explorer:
+    """Finds the rules of one scope."""
+
+    def __init__(self, scope: Scope, tell: Tell, place: Path | None = None) -> None:
+        self.scope, self.tell = scope, tell
+        self.journal = Journal(place, scope)
+        self.prover = Prover()
+        self.lines: list[Line] = []
+        self.unknown: list[str] = []
+
+    def run(self) -> Outcome:
+        """All of it, or what the journal says that it came to."""
+        if self.journal.outcome is not None:
+            return self.journal.outcome
+        bank = Bank(self.scope, self.tell)
+        sift = Sift(bank, self._accept, self.tell)
+        sift.run()
+        outcome = Outcome(self.lines, sum(bank.counts), sift.asked, self.unknown)
+        self.journal.close(outcome)
+        return outcome
+
+    def proven(self, conjecture: Conjecture, form: Form) -> bool:
+        """Whether a statement is proven, as far as that is not known."""
+        statement = Statement(conjecture, form)
+        text = statement.text
+        if text not in self.journal.known:
+            verdict = self.prover.prove(statement)
+            self.journal.note(text, isinstance(verdict, Rule))
+        return self.journal.known[text]
+
+    def _accept(self, sketch: Sketch) -> Conjecture | None:
+        found = self._guarded(sketch)
+        if found is None:
+            return None
+        general = lifted(found, self.proven).canonical()
+        if not holds(general, self.proven):  # names ran into each other: as it was, then
+            general = found
+        line = self._line(general)
+        for wider in joined(general):
+            if holds_text(wider, self.proven):
+                self._line_of(f"{general.name}, as one", wider)
+        for other in activated(general):
+            if holds(other, self.proven):
+                self._line(other)
+        return line.conjecture
+
+    def _guarded(self, sketch: Sketch) -> Sketch | None:
+        """The sketch if it is provable, with a guard that counterexamples ask for if need be."""
+        for _ in range(_MOST_GUARDS):
+            if holds(sketch, self.proven):
+                return sketch
+            try:
+                verdict = self.prover.prove(Statement(Conjecture(f"lifted: {sketch.text}")))
+            except WhetError:
+                return None
+            if not isinstance(verdict, Refutation):
+                self.unknown.append(sketch.text)
+                return None
+            more = next(guards(sketch, verdict.counterexample.scope, self.scope), None)
+            if more is None:
+                return None
+            sketch = more
+        return None
+
+    def _line(self, sketch: Sketch) -> Line:
+        return self._line_of(sketch.name, sketch.text)
+
+    def _line_of(self, name: str, statement: str) -> Line:
+        line = Line(name, statement, self.scope.name)
+        self.lines.append(line)
+        return line
+
+
+def holds_text(statement: str, proven: Callable[[Conjecture, Form], bool]) -> bool:
+    """Whether a statement is proven at all its forms."""
+    try:
+        conjecture = Conjecture(f"lifted: {statement}")
+        return all(proven(conjecture, form) for form in forms_of(conjecture))
+    except WhetError:
+        return False
+
+
+def joined(sketch: Sketch) -> Iterator[str]:
+    """Statements with the parts of a concatenation as outputs: two, or any number of them."""
+    if len(sketch.left) != 1 or not any(
+        isinstance(s, Tree) and s.op == "concat" for s in (*sketch.left, *sketch.right)
+    ):
+        return
+    for both in joint.split(sketch, _extents(sketch)):
+        wide = joint.family(both)
+        yield wide if wide is not None else both.text
+
+
+def _extents(sketch: Sketch) -> dict[Side, str]:
+    """Extent along the axis of each part of a concatenation at a root, where it is one size."""
+    found: dict[Side, str] = {}
+    for root in (*sketch.left, *sketch.right):
+        if not (isinstance(root, Tree) and root.op == "concat"):
+            continue
+        for part in root.args:
+            if not isinstance(part, Tree):
+                continue
+            alone = Sketch((part,), (part,), sketch.shapes, sketch.constants)
+            try:
+                conjecture = Conjecture(f"part: {alone.text}")
+                statement = Statement(conjecture, next(forms_of(conjecture)))
+                scope = statement.symbols
+                (node,) = build(statement.sides.left, statement.leaves(scope), scope)
+                axis = int(str(dict(conjecture_attrs(root))["axis"]))
+                extent = node.shape[axis]
+            except (WhetError, ValueError, IndexError):
+                continue
+            if isinstance(extent, Poly) and str(extent).isalnum():
+                found[part] = str(extent)
+    return found
+
+
+def conjecture_attrs(tree: Tree) -> list[tuple[str, object]]:
+    """Attributes of a tree as written."""
+    from whet.rewrite.sketch import spelled
+
+    return [(k, spelled(v)) for k, v in tree.attrs]
+
+
+def activated(sketch: Sketch) -> Iterator[Sketch]:
+    """The same with other functions of one number in the place of the one that scopes name."""
+    first, *others = ACTIVATIONS
+
+    def side(s: Side | None, name: str) -> Side | None:
+        if not isinstance(s, Tree):
+            return s
+        args = tuple(side(a, name) for a in s.args)
+        return Tree(name if s.op == first else s.op, s.attrs, args)
+
+    for name in others:
+        left, right = (tuple(side(s, name) for s in x) for x in (sketch.left, sketch.right))
+        if left != sketch.left:
+            yield Sketch(left, right, sketch.shapes, sketch.constants, sketch.test)  # type: ignore[arg-type]
+
+
+def generate(
+    scopes: Sequence[Scope] = SCOPES, tell: Tell = lambda _: None,
+    place: Path | None = None, jobs: int = 1,
+) -> list[Outcome]:  # fmt: skip
+    """What each scope comes to.
+
+    Args:
+        tell: gets lines of progress.
+        place: folder for journals.
+        jobs: scopes that run side by side.
+    """
+    if jobs == 1:
+        return [Explorer(s, tell, place).run() for s in scopes]
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
+        lines = manager.Queue()
+        futures = [pool.submit(_explored, s.name, lines, place) for s in scopes]
+        left = len(futures)
+        while left:
+            text = lines.get()
+            if text is None:
+                left -= 1
+            else:
+                tell(text)
+        return [f.result() for f in futures]
+
+
+def _explored(name: str, lines: object, place: Path | None) -> Outcome:
+    put: Callable[[str | None], None] = lines.put  # type: ignore[attr-defined]
+    try:
+        (scope,) = (s for s in SCOPES if s.name == name)
+        return Explorer(scope, put, place).run()
+    finally:
+        put(None)
+
+
+def assembled(outcomes: Iterable[Outcome]) -> list[Line]:
+    """All rules, each once, with names of their own."""
+    seen: set[str] = set()
+    names: dict[str, int] = {}
+    found: list[Line] = []
+    for outcome in outcomes:
+        for line in outcome.lines:
+            if line.statement in seen:
+                continue
+            seen.add(line.statement)
+            names[line.name] = names.get(line.name, 0) + 1
+            number = f" ({names[line.name]})" if names[line.name] > 1 else ""
+            found.append(Line(line.name + number, line.statement, line.scope))
+    return found
+
+
+def version() -> str:
+    """A digest of the code that verdicts depend on."""
+    here = Path(__file__).parent
+    files = sorted([*here.glob("*.py"), *here.parent.glob("ir/**/*.py")])
+    digest = hashlib.blake2b(digest_size=8)
+    for f in files:
+        digest.update(f.read_bytes())
+    return digest.hexdigest()

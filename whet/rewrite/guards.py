@@ -1,0 +1,38 @@
+"""Guards that counterexamples ask for.
+
+    refuted at    N = 5, i = 3, j = 2        where the bank's sizes all have  i <= j
+    guard         i <= j
+
+Candidates are comparisons of two numbers or sizes, or of one with 0; one is worth trying if it
+holds at all sizes at which the two sides agreed and fails at those where they differ.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from whet.rewrite.scopes import Scope
+from whet.rewrite.sketch import Sketch
+
+_TESTS: tuple[tuple[str, Callable[[int, int], bool]], ...] = (
+    ("==", lambda a, b: a == b),
+    ("<=", lambda a, b: a <= b),
+    (">=", lambda a, b: a >= b),
+)
+
+
+def guards(sketch: Sketch, at: Mapping[str, object], scope: Scope) -> Iterator[Sketch]:
+    """The sketch with one more guard, the strongest first."""
+    names = sorted(n for n, v in at.items() if isinstance(v, int) and n in scope.assignments[0])
+    zero = {"0": 0}
+    for text, test in _TESTS:
+        for a, b in (*itertools.combinations(names, 2), *((n, "0") for n in names)):
+            agreed = all(
+                test((zero | {**s})[a], (zero | {**s})[b]) for s in scope.assignments
+            )
+            here = {**zero, **{n: v for n, v in at.items() if isinstance(v, int)}}
+            if agreed and not test(here[a], here[b]):
+                guard = f"{a} {text} {b}"
+                yield replace(sketch, test=f"{sketch.test} and {guard}" if sketch.test else guard)

@@ -1,0 +1,396 @@
+"""From an equality at fixed ranks and shared sizes to the most general rule that is provable.
+
+    tensors     add(x, x) where add(x, y) does too
+    sizes       x[M, K], y[M, K] where x[M, K], y[N, K] does too: what is not forced to be equal differs
+    ranks       x[M, K] where x[*B, K] does too, axes behind the group counted from the end
+    axes        axis=0 where any axis does: x[*B], axis=a
+
+Each step is tried and proven, at several ranks and axes; one that is not proven is not taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from whet.errors import WhetError
+from whet.ir.graph import topological
+from whet.ir.types import Poly, Size, substitute
+from whet.rewrite.conjecture import Conjecture, Form, Statement, build
+from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, spelled
+from whet.rewrite.syntax import is_structural
+
+Proven = Callable[[Conjecture, Form], bool]
+_MOST = 64
+_RANKS = (2, 1, 3)
+_PERMUTED = (1, 2, 0)
+
+
+def lifted(sketch: Sketch, proven: Proven) -> Sketch:
+    """The sketch as general as it can be made; it is proven itself."""
+    for step in (_tensors, _sizes, _axes, _groups):
+        sketch = step(sketch, proven)
+    return sketch
+
+
+def forms_of(conjecture: Conjecture) -> Iterator[Form]:
+    """Forms that stand for all: ranks of groups, and axes in them."""
+    sides = conjecture.sides(2 if conjecture.width_name else 0)
+    width = 3 if conjecture.width_name else 0
+    if not (sides.groups or sides.structural):
+        yield Form(width)
+        return
+    for rank in _RANKS if sides.groups else (0,):
+        ranks = tuple((g, rank) for g in sides.groups)
+        if "p" in sides.structural:
+            if rank == len(_PERMUTED):
+                yield Form(width, ranks, (("p", _PERMUTED),))
+            continue
+        for axis in range(rank) if "a" in sides.structural else (0,):
+            yield Form(width, ranks, tuple((n, axis) for n in sides.structural))
+
+
+def holds(sketch: Sketch, proven: Proven) -> bool:
+    """Whether it is proven at all its forms."""
+    try:
+        conjecture = Conjecture(f"lifted: {sketch.text}")
+        return all(proven(conjecture, form) for form in forms_of(conjecture))
+    except WhetError:
+        return False
+
+
+# -- tensors -------------------------------------------------------------------------------------
+def _tensors(sketch: Sketch, proven: Proven) -> Sketch:
+    """One tensor that stands in several places taken apart into two."""
+    again = True
+    while again:
+        again = False
+        for finer in _finer(sketch):
+            if holds(finer, proven):
+                sketch, again = finer, True
+                break
+    return sketch
+
+
+def _finer(sketch: Sketch) -> Iterator[Sketch]:
+    lefts = [n for s in sketch.left for n in leaves(s)]
+    rights = [n for s in sketch.right for n in leaves(s)]
+    for name in sketch.shapes:
+        at = [k for k, n in enumerate(lefts) if n == name]
+        other = [k for k, n in enumerate(rights) if n == name]
+        if len(at) < 2 or not other or len(other) > 4 or len(at) > 4:
+            continue
+        fresh = next(n for n in (f"{name}{k}" for k in range(9)) if n not in sketch.shapes)
+        for size, count in itertools.product(range(1, len(at)), range(1, len(other) + 1)):
+            for some in itertools.combinations(at[1:], size):
+                for more in itertools.combinations(other, count):
+                    yield replace(
+                        sketch,
+                        left=_renamed(sketch.left, lefts, some, fresh),
+                        right=_renamed(sketch.right, rights, more, fresh),
+                        shapes={**sketch.shapes, fresh: sketch.shapes[name]},
+                    )
+
+
+def _renamed(
+    sides: Sequence[Side], names: Sequence[str], places: Sequence[int], fresh: str
+) -> tuple[Side, ...]:
+    new = iter([fresh if k in places else n for k, n in enumerate(names)])
+    found = []
+    for s in sides:
+        count = sum(1 for _ in leaves(s))
+        found.append(replaced(s, [next(new) for _ in range(count)]))
+    return tuple(found)
+
+
+# -- sizes ---------------------------------------------------------------------------------------
+def _sizes(sketch: Sketch, proven: Proven) -> Sketch:
+    """Every dim of every tensor with a size of its own, but for what the operators force."""
+    if any(c for c in sketch.constants.values() if any(x.isupper() for x in c)):
+        return sketch
+    used = {n for s in (*sketch.left, *sketch.right) for n in leaves(s)}
+    fresh: dict[str, str] = {}
+    shapes: dict[str, tuple[str, ...]] = {}
+    for name in (n for n in sketch.shapes if n in used):
+        dims = []
+        for d in sketch.shapes[name]:
+            if not (d.isalnum() and d[0].isalpha()):
+                return sketch
+            fresh[f"{d}{len(fresh)}"] = d
+            dims.append(next(reversed(fresh)))
+        shapes[name] = tuple(dims)
+    found: list[Sketch] = []
+    for sides in itertools.islice(_attributes(sketch, fresh), _MOST):
+        finer = _unified(replace(sketch, left=sides[0], right=sides[1], shapes=shapes))
+        if finer is not None and finer not in found:
+            found.append(finer)
+    found.sort(key=lambda s: -len({d for dims in s.shapes.values() for d in dims}))
+    return next((s for s in found if holds(s, proven)), sketch)
+
+
+def _attributes(
+    sketch: Sketch, fresh: Mapping[str, str]
+) -> Iterator[tuple[tuple[Side, ...], tuple[Side, ...]]]:
+    """Both sides with each size in an attribute replaced by one of those that it stood for."""
+    choices: list[list[str]] = []
+
+    def open_(s: Side | None) -> None:
+        if isinstance(s, Tree):
+            for _, v in s.attrs:
+                for p in _polynomials(v):
+                    for monomial, count in Poly.of(p).terms:
+                        for symbol in [str(x) for x in monomial for _ in range(max(count, 1))]:
+                            known = [n for n, old in fresh.items() if old == symbol]
+                            choices.append(known or [symbol])
+            for a in s.args:
+                open_(a)
+
+    for s in (*sketch.left, *sketch.right):
+        open_(s)
+    for choice in itertools.product(*choices):
+        rest = iter(choice)
+
+        def again(value: object, rest: Iterator[str] = rest) -> object:
+            if isinstance(value, tuple):
+                return tuple(again(v) for v in value)
+            if not isinstance(value, Poly):
+                return value
+            total: Size = 0
+            for monomial, count in value.terms:
+                if not monomial:
+                    total = total + count
+                    continue
+                for _ in range(max(count, 1)):
+                    part: Size = 1 if count > 0 else count
+                    for _x in monomial:
+                        part = part * Poly.symbol(next(rest))
+                    total = total + part
+            return total
+
+        def side(s: Side | None, again: Callable[[object], object] = again) -> Side | None:
+            if not isinstance(s, Tree):
+                return s
+            attrs = tuple((k, again(v)) for k, v in s.attrs)
+            return Tree(s.op, attrs, tuple(side(a, again) for a in s.args))
+
+        yield (
+            tuple(x for x in [side(s) for s in sketch.left] if x is not None),
+            tuple(x for x in [side(s) for s in sketch.right] if x is not None),
+        )
+
+
+def _polynomials(value: object) -> Iterator[Poly]:
+    if isinstance(value, Poly):
+        yield value
+    elif isinstance(value, tuple):
+        for v in value:
+            yield from _polynomials(v)
+
+
+def _unified(sketch: Sketch) -> Sketch | None:
+    """With sizes identified until both sides can be built and have equal types."""
+    to: dict[str, str] = {}
+    for _ in range(12):
+        now = _with_sizes(sketch, to)
+        try:
+            statement = Statement(Conjecture(f"unified: {now.text}"))
+            scope = statement.symbols
+            tensors = statement.leaves(scope)
+            left = build(statement.sides.left, tensors, scope)
+            right = build(statement.sides.right, tensors, scope)
+        except WhetError:
+            return None
+        pairs = [(g.left, g.right) for n in topological((*left, *right)) if not n.is_leaf
+                 for g in n.instance.guards]  # fmt: skip
+        for a, b in zip(left, right, strict=True):
+            if len(a.shape) != len(b.shape):
+                return None
+            pairs += zip(a.shape, b.shape, strict=True)
+        open_ = [(a, b) for a, b in pairs if a != b]
+        if not open_:
+            return now
+        more = next((m for a, b in open_ if (m := _solution(a, b)) is not None), None)
+        if more is None:
+            return None
+        old, new = more
+        to = {k: new if v == old else v for k, v in to.items()}
+        to[old] = new
+    return None
+
+
+def _solution(a: object, b: object) -> tuple[str, str] | None:
+    """(name, name) where one symbol is another."""
+    gap = Poly.of(a - b) if isinstance(a, (int, Poly)) and isinstance(b, (int, Poly)) else None
+    if gap is None or len(gap.terms) != 2:
+        return None
+    (m, c), (n, d) = gap.terms
+    if len(m) == len(n) == 1 and c == -d:
+        return str(max(m[0], n[0], key=str)), str(min(m[0], n[0], key=str))
+    if m and n and len(m) == len(n) == 2 and c == -d:
+        left = [x for x in m if x not in n]
+        right = [x for x in n if x not in m]
+        if len(left) == len(right) == 1:
+            return str(max(left[0], right[0], key=str)), str(min(left[0], right[0], key=str))
+    return None
+
+
+def _with_sizes(sketch: Sketch, to: Mapping[str, str]) -> Sketch:
+    symbols = {k: Poly.symbol(v) for k, v in to.items()}
+
+    def value(v: object) -> object:
+        if isinstance(v, tuple):
+            return tuple(map(value, v))
+        return substitute(v, symbols) if isinstance(v, Poly) else v
+
+    def side(s: Side | None) -> Side | None:
+        if not isinstance(s, Tree):
+            return s
+        attrs = tuple((k, value(v)) for k, v in s.attrs)
+        return Tree(s.op, attrs, tuple(map(side, s.args)))
+
+    return replace(
+        sketch,
+        left=tuple(x for x in map(side, sketch.left) if x is not None),
+        right=tuple(x for x in map(side, sketch.right) if x is not None),
+        shapes={n: tuple(to.get(d, d) for d in dims) for n, dims in sketch.shapes.items()},
+    )
+
+
+# -- ranks and axes ------------------------------------------------------------------------------
+def _groups(sketch: Sketch, proven: Proven) -> Sketch:
+    """One dim that nothing addresses as any number of dims."""
+    if any("*" in d for dims in sketch.shapes.values() for d in dims):
+        return sketch
+    runs = dict.fromkeys((d,) for dims in sketch.shapes.values() for d in dims if d.isalnum())
+    for run in runs:
+        wider = _grouped(sketch, run)
+        if wider is not None and holds(wider, proven):
+            return wider
+    return sketch
+
+
+def _axes(sketch: Sketch, proven: Proven) -> Sketch:
+    """Neighbouring dims, one of which is addressed, as any number of dims of which any is."""
+    runs = {
+        dims[i:j] for dims in sketch.shapes.values()
+        for i in range(len(dims)) for j in range(i + 2, len(dims) + 1)
+    }  # fmt: skip
+    for run in sorted(runs, key=lambda r: (-len(r), r)):
+        if len(set(run)) == len(run) and all(d.isalnum() and not d.isdigit() for d in run):
+            wider = _grouped(sketch, run)
+            if wider is not None and holds(wider, proven):
+                return wider
+    return sketch
+
+
+def _grouped(sketch: Sketch, run: tuple[str, ...]) -> Sketch | None:
+    """With a run of dims replaced by a group wherever it stands; None where it cannot be."""
+    try:
+        statement = Statement(Conjecture(f"grouped: {sketch.text}"))
+        tensors = statement.leaves(statement.symbols)
+    except WhetError:
+        return None
+    group = "B" if not any("B" in dims for dims in sketch.shapes.values()) else "B9"
+    symbols = tuple(Poly.symbol(d) for d in run)
+    shapes: dict[str, tuple[str, ...]] = {}
+    for name, dims in sketch.shapes.items():
+        at = _find(dims, run)
+        rest = dims if at is None else (*dims[:at], *dims[at + len(run) :])
+        if any(d in run for d in rest):
+            return None
+        shapes[name] = dims if at is None else (*dims[:at], f"*{group}", *dims[at + len(run) :])
+    try:
+        rewriter = _Grouping(symbols, group, statement, tensors)
+        sides = [tuple(rewriter.side(s) for s in x) for x in (sketch.left, sketch.right)]
+    except (WhetError, LookupError):
+        return None
+    return replace(sketch, left=sides[0], right=sides[1], shapes=shapes)
+
+
+def _find(dims: Sequence[object], run: Sequence[object]) -> int | None:
+    for k in range(len(dims) - len(run) + 1):
+        if tuple(dims[k : k + len(run)]) == tuple(run):
+            return k
+    return None
+
+
+class _Grouping:
+    """Rewrites attributes for a group that takes the place of a run of dims."""
+
+    def __init__(
+        self, run: tuple[Poly, ...], group: str, statement: Statement, tensors: Mapping[str, object]
+    ) -> None:
+        self.run, self.group, self.statement, self.tensors = run, group, statement, tensors
+
+    def side(self, s: Side) -> Side:
+        if not isinstance(s, Tree):
+            return s
+        args = tuple(None if a is None else self.side(a) for a in s.args)
+        first = s.args[0] if s.args else None
+        shape = self._shape(first) if first is not None else ()
+        attrs = tuple((k, self._attr(s.op, k, v, shape)) for k, v in s.attrs)
+        return Tree(s.op, attrs, args)
+
+    def _shape(self, s: Side) -> tuple[Size, ...]:
+        """The shape of a subgraph before the run was replaced."""
+        from whet.rewrite.syntax import Apply, Literal, Var
+
+        def pattern(t: Side | None) -> Apply | Var | Literal | None:
+            import ast
+
+            if t is None:
+                return None
+            if isinstance(t, str):
+                if t in self.tensors:
+                    return Var(t, None)
+                raise LookupError(t)
+            attrs = tuple(
+                (k, ast.parse(spelled(v), mode="eval").body) for k, v in t.attrs
+            )
+            return Apply(t.op, tuple(pattern(a) for a in t.args), attrs)
+
+        made = pattern(s)
+        assert made is not None
+        return build((made,), self.tensors, self.statement.symbols)[0].shape  # type: ignore[arg-type]
+
+    def _attr(self, op: str, name: str, value: object, shape: tuple[Size, ...]) -> object:
+        at = _find(shape, self.run)
+        if isinstance(value, tuple) and any(isinstance(v, Poly) for v in value):
+            found = _find(value, self.run)
+            if found is None:
+                if any(_mentions(v, self.run) for v in value):
+                    raise LookupError(name)
+                return value
+            before, after = value[:found], value[found + len(self.run) :]
+            return (*before, Text(f"*{self.group}"), *after)
+        if not is_structural(op, name):
+            if _mentions(value, self.run):
+                raise LookupError(name)
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return self._axis(op, value, shape, at)
+        if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
+            if at is None:
+                return value
+            if len(self.run) > 1 and len(shape) == len(self.run) == len(value):
+                return Text("p")
+            if sorted(value) == list(range(len(shape))):  # a permutation
+                raise LookupError(name)
+            return tuple(self._axis(op, v, shape, at) for v in value)
+        return value
+
+    def _axis(self, op: str, value: int, shape: tuple[Size, ...], at: int | None) -> object:
+        rank = len(shape) + (op == "stack")
+        if at is None or value < at:
+            return value
+        if value < at + len(self.run):
+            if len(self.run) == 1:
+                raise LookupError("the dim is addressed")
+            return Text("a")
+        return value - rank
+
+
+def _mentions(value: object, run: Sequence[Poly]) -> bool:
+    names = {str(s) for s in run}
+    return any(names & p.symbols() for p in _polynomials(value))

@@ -1,0 +1,190 @@
+"""Where rules are looked for: leaves, operators of the table, and how many of them to combine.
+
+    scope  := name, size, leaves, operators, attribute values, sizes
+    leaf   := T[size, …]                a tensor
+            | NAME = expression         a constant: anything without tensors, in a conjecture's notation
+
+Operators are names in the operator table, `*` all of them that a record of real numbers has and that
+no scope before names. The attribute values that shapes do not decide are given by attribute name.
+Each symbol has a number in each assignment: all different in the first, with sizes of 1, and with
+other strides, paddings and groups in the others.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from whet.ir.graph import Node
+from whet.ir.types import Poly, Size
+from whet.rewrite import formula
+from whet.rewrite.conjecture import build
+from whet.rewrite.syntax import Pattern, Reader
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A leaf: a tensor of a shape over symbols, or a constant.
+
+    Attributes:
+        text: a tensor as `x[M, K]`, a constant as its expression.
+        name: what it is called.
+        shape: over symbols.
+        node: a constant's graph over symbols; None for a tensor.
+    """
+
+    text: str
+    name: str
+    shape: tuple[Size, ...]
+    node: Node | None = None
+
+    def at(self, sizes: Mapping[str, int]) -> Node:
+        """A constant at given sizes."""
+        return build(_pattern(self.text), {}, sizes)[0]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """See the module's docstring.
+
+    Attributes:
+        exact: evaluated in the keyed field, else with the real functions in float64.
+        assignments: numbers of all symbols.
+        rank: no tensor has more dims.
+        widths: numbers of operands of an operator that takes any number.
+    """
+
+    name: str
+    size: int
+    leaf_texts: tuple[str, ...]
+    operators: tuple[str, ...]
+    given: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    exact: bool = True
+    rank: int = 4
+    widths: tuple[int, ...] = (2,)
+
+    @functools.cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of sizes, in order of first use."""
+        texts = [t.partition("=")[2] or t for t in self.leaf_texts]
+        texts += [v for vs in self.given.values() for v in vs]
+        found = (
+            n.id for t in texts for n in ast.walk(ast.parse(t.strip(), mode="eval"))
+            if isinstance(n, ast.Name) and n.id[0].isupper()
+        )  # fmt: skip
+        return tuple(dict.fromkeys(found))
+
+    @functools.cached_property
+    def assignments(self) -> tuple[Mapping[str, int], ...]:
+        """Sizes: all different; with ones; small and different again."""
+        return tuple(
+            {s: row[k % len(row)] for k, s in enumerate(self.symbols)} | _NUMBERS[j]
+            for j, row in enumerate(_SIZES)
+        )  # fmt: skip
+
+    @functools.cached_property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The leaves, read."""
+        scope = {s: Poly.symbol(s) for s in (*self.symbols, *_NUMBERS[0])}
+        return tuple(_leaf(t, scope) for t in self.leaf_texts)
+
+    @functools.cached_property
+    def values(self) -> Mapping[str, Sequence[object]]:
+        """Attribute values over symbols."""
+        scope = {s: Poly.symbol(s) for s in (*self.symbols, *_NUMBERS[0])}
+        return {
+            name: [formula.evaluate(ast.parse(v, mode="eval").body, scope) for v in texts]
+            for name, texts in self.given.items()
+        }
+
+    def admits(self, shape: Sequence[Size]) -> bool:
+        """Whether a result of that shape is looked at."""
+        return len(shape) <= self.rank
+
+
+def _leaf(text: str, scope: Mapping[str, object]) -> Leaf:
+    name, equals, body = (part.strip() for part in text.partition("="))
+    if not equals:
+        tensor = ast.parse(text.strip(), mode="eval").body
+        assert isinstance(tensor, ast.Subscript)
+        dims = tensor.slice.elts if isinstance(tensor.slice, ast.Tuple) else [tensor.slice]
+        shape = tuple(formula.size(formula.evaluate(d, scope), d) for d in dims)
+        return Leaf(text.strip(), ast.unparse(tensor.value), shape)
+    (node,) = build(_pattern(body), {}, scope)
+    return Leaf(body, name, node.shape, node)
+
+
+def _pattern(text: str) -> tuple[Pattern, ...]:
+    return Reader(text).side(ast.parse(text, mode="eval").body, {})
+
+
+# fmt: off
+# Functions of one number: scopes name the first, the others take its place where that is provable.
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu", "neg", "exp")
+
+_SIZES = (
+    (2, 3, 5, 4, 7, 6, 2, 3),
+    (3, 1, 2, 4, 1, 2, 5, 2),
+    (4, 2, 1, 3, 2, 5, 3, 1),
+    (5, 4, 3, 2, 3, 3, 1, 2),
+)
+# Symbols that are numbers in attributes: strides, paddings, groups and the like.
+_NUMBERS: tuple[Mapping[str, int], ...] = (
+    {"s": 2, "t": 1, "p": 1, "q": 0, "d": 1, "f": 2, "e": 3, "i": 0, "j": 1, "T": 1},
+    {"s": 1, "t": 2, "p": 0, "q": 1, "d": 2, "f": 1, "e": 2, "i": 0, "j": 1, "T": 1},
+    {"s": 3, "t": 1, "p": 2, "q": 1, "d": 1, "f": 1, "e": 5, "i": 0, "j": 1, "T": 1},
+    {"s": 1, "t": 1, "p": 0, "q": 0, "d": 1, "f": 1, "e": 1, "i": 0, "j": 1, "T": 1},
+)
+
+_CONV = {"stride": ["(s, t)"], "padding": ["(p, q)"], "dilation": ["(d, f)"]}
+_POOL = {**_CONV, "kernel": ["(3, 2)"], "extra": ["(0, 0)"], "include_padding": ["1", "0"]}
+_FREE = {"start": ["i"], "stop": ["j"], "step": ["T"], "index": ["i"], "value": ["0.0"]}
+_SHAPE = ("add", "mul", "concat", "slice", "permute", "relu")
+
+SCOPES: tuple[Scope, ...] = (
+    # the matrix, element-wise, concat and split part
+    Scope("matrices", 4,
+          ("x[M, K]", "y[M, K]", "a[K, N]", "b[K, N]", "s[()]"), ("matmul", *_SHAPE)),
+    Scope("chains", 3,
+          ("x[M, K]", "a[K, N]", "b[K, N]", "c[N, P]", "d[N, P]", "s[()]"),
+          ("matmul", "add", "mul", "concat", "slice", "permute")),
+    Scope("batches", 3,
+          ("x[B, M, K]", "y[B, M, K]", "w[K, N]", "v[K, N]", "a[B, K, N]", "b[B, K, N]"),
+          ("matmul", "add", "concat", "slice", "relu")),
+    Scope("layers", 3,
+          ("x[M, K]", "y[M, K]", "w[N, K]", "v[N, K]", "u[P, N]", "c[N]", "e[N]", "s[()]"),
+          ("linear", "matmul", *_SHAPE)),
+    Scope("layers over time", 3,
+          ("x[L, M, K]", "y[L, M, K]", "w[N, K]", "c[N]", "g[K]"),
+          ("linear", "add", "mul", "select", "slice", "stack", "relu"), _FREE),
+    # convolutions
+    Scope("convolutions", 3,
+          ("x[M, C, H, W]", "y[M, C, H, W]", "w[O, C, R, Q]", "v[O, C, R, Q]", "c[O]", "s[()]"),
+          ("conv2d", *_SHAPE), {**_CONV, "groups": ["1"]}),
+    Scope("grouped convolutions", 3,
+          ("x[M, G*C, H, W]", "y[M, G*C, H, W]", "w[G*O, C, R, Q]", "v[G*O, C, R, Q]", "c[G*O]"),
+          ("conv2d", "add", "concat", "relu"), {**_CONV, "groups": ["G", "2*G"]}),
+    Scope("kernels", 3,
+          ("x[M, C, H, W]", "w[O, C, R, Q]", "v[O, C, 1, 1]"),
+          ("conv2d", "pad", "add", "relu"),
+          {"stride": ["(s, t)"], "dilation": ["(1, 1)"], "groups": ["1"], "value": ["0.0"],
+           "padding": ["(0, 0)", "(1, 1)", "(p, q)", "(p + 1, q + 1)", "(p + 1, q)"],
+           "axis": ["2", "3"], "before": ["1"], "after": ["1"]}),
+    Scope("scaled convolutions", 3,
+          ("x[M, G*C, H, W]", "w[G*O, C, R, Q]", "k[G*O]", "c[G*O]", "e[G*O, 1, 1]"),
+          ("conv2d", "reshape", "mul", "add"), {**_CONV, "groups": ["G"], "size": ["(G*O, 1, 1)", "(G*O, 1, 1, 1)", "(G*O,)"]}),
+    # pooling; a mean over windows is a convolution
+    Scope("pools", 3,
+          ("x[M, C, H, W]", "y[M, C, H, W]", "s[()]",
+           "mean = full(size=(C, 1, 3, 2), value=1.0) / 6"),
+          ("avg_pool2d", "max_pool2d", "conv2d", "add", "mul", "concat", "slice", "relu"),
+          {**_POOL, "groups": ["C"]}),
+)
+# fmt: on
+
+
+def scopes(names: Sequence[str] = ()) -> Iterator[Scope]:
+    """The scopes, in order; all unless named."""
+    yield from (s for s in SCOPES if not names or s.name in names)
