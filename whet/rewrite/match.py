@@ -31,6 +31,7 @@ class Match:
         roots: the nodes that the left side's outputs are.
         own: the literals' own nodes.
         flipped: commutative applications whose operands stand the other way round.
+        backward: found is the right side of the statement, and its left side is to be put there.
     """
 
     rule: Rule
@@ -39,17 +40,25 @@ class Match:
     roots: tuple[Node, ...]
     own: Mapping[Pattern, Node] = field(default_factory=dict)
     flipped: frozenset[Pattern] = frozenset()
+    backward: bool = False
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The side that was found."""
+        sides = self.rule.statement.sides
+        return sides.right if self.backward else sides.left
 
     @functools.cached_property
     def left(self) -> tuple[Node, ...]:
-        """The left side, built from the bindings: the roots, if this is a match at all."""
-        sides = self.rule.statement.sides
-        return build(sides.left, self.tensors, self.scope, self.dtype, self.own, self.flipped)
+        """The side that was found, built from the bindings: the roots, if this is a match."""
+        return build(self.patterns, self.tensors, self.scope, self.dtype, self.own, self.flipped)
 
     @functools.cached_property
     def right(self) -> tuple[Node, ...]:
-        """The right side, built from the bindings: what takes the roots' place."""
-        return build(self.rule.statement.sides.right, self.tensors, self.scope, self.dtype)
+        """The other side, built from the bindings: what takes the roots' place."""
+        sides = self.rule.statement.sides
+        other = sides.left if self.backward else sides.right
+        return build(other, self.tensors, self.scope, self.dtype)
 
     @property
     def dtype(self) -> DType:
@@ -61,22 +70,30 @@ class Match:
         try:
             if self.left != self.roots:
                 return "the left side is not what stands in the graph"
-            if [n.type for n in self.right] != [n.type for n in self.roots]:
-                return "the right side has another type"
-            if self.rule.statement.holds(self.scope) is not True:
-                return "the condition does not hold"
         except (RecordError, ConjectureError, ArithmeticError) as fault:
-            return fault.args[0] if fault.args else "a side cannot be built"
-        if not self.rule.proof.moves_only:
-            dtypes = {n.dtype for n in self.tensors.values() if n is not None}
-            if dtypes != {self.dtype} or not self.dtype.is_float:
-                return "the rule is proven for real numbers, and for one precision at a time"
+            return _reason(fault)
+        unfounded = self.unfounded()
+        if unfounded is not None:
+            return unfounded
         if len(self.roots) > 1:
             below = set(topological(n for n in self.tensors.values() if n is not None))
             if below & set(self.roots):
                 return "an operand depends on a result"
-        if self.right == self.roots:
-            return "nothing changes"
+        return "nothing changes" if self.right == self.roots else None
+
+    def unfounded(self) -> str | None:
+        """Why the rule's proof does not say that both sides are equal here, or None."""
+        try:
+            if [n.type for n in self.right] != [n.type for n in self.left]:
+                return "the right side has another type"
+            if self.rule.statement.holds(self.scope) is not True:
+                return "the condition does not hold"
+        except (RecordError, ConjectureError, ArithmeticError) as fault:
+            return _reason(fault)
+        if not self.rule.proof.moves_only:
+            dtypes = {n.dtype for n in self.tensors.values() if n is not None}
+            if dtypes != {self.dtype} or not self.dtype.is_float:
+                return "the rule is proven for real numbers, and for one precision at a time"
         if any(map(reads_outside, self.fresh)):
             return "the right side reads outside its operands"
         return None
@@ -100,6 +117,10 @@ class Match:
 
     def __str__(self) -> str:
         return f"{self.rule.name} at {', '.join(r.digest[:8] for r in self.roots)}"
+
+
+def _reason(fault: Exception) -> str:
+    return str(fault.args[0]) if fault.args else "a side cannot be built"
 
 
 def apply_match(graph: Graph, match: Match) -> Graph:

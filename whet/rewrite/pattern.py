@@ -45,9 +45,12 @@ __all__ = [
     "apply_match",
     "apply_matches",
     "commutes",
+    "finish",
+    "fronted",
     "match_attribute",
     "match_shape",
     "matches",
+    "same_number",
 ]
 
 
@@ -133,13 +136,13 @@ def _match(p: Pattern, node: Node, found: Found) -> Iterator[Found]:
             if bound is not None:
                 yield bound
         case Literal(value):
-            if node.op == "full" and _same_number(node, value):
+            if node.op == "full" and same_number(node, value):
                 yield replace(found, own={**found.own, p: node})
         case Apply(op, args, attrs) if node.op == op and len(args) == len(node.args):
             known: Found | None = found
             for name, e in attrs:
                 if known is not None:
-                    known = match_attribute(_fronted(p, name, e, node), node.attr(name), known)
+                    known = match_attribute(fronted(p, name, e, node), node.attr(name), known)
             if known is None:
                 return
             yield from _match_operands(args, node.args, known)
@@ -185,6 +188,7 @@ def _match_variable(p: Var, node: Node, found: Found) -> Found | None:
 def match_shape(
     name: str, dims: Sequence[ast.expr], shape: Sequence[Size], found: Found
 ) -> Found | None:
+    """`found` with the dims of variable `name` having the sizes of `shape`, or None."""
     stars = [g for d in dims if (g := star(d))]
     open_ = [g for g in stars if g not in found.scope]
     if len(open_) > 1:
@@ -220,7 +224,7 @@ def match_shape(
     return known if at == len(shape) else None
 
 
-def _fronted(p: Apply, name: str, e: ast.expr, node: Node) -> ast.expr:
+def fronted(p: Apply, name: str, e: ast.expr, node: Node) -> ast.expr:
     """A written-out axis, counted from the front as graphs have it."""
     if not is_structural(p.op, name) or formula.names(e) or isinstance(e, ast.Name):
         return e
@@ -229,6 +233,7 @@ def _fronted(p: Apply, name: str, e: ast.expr, node: Node) -> ast.expr:
 
 
 def match_attribute(e: ast.expr, value: object, found: Found) -> Found | None:
+    """`found` with attribute formula `e` having `value`, or None."""
     if isinstance(e, ast.Tuple) and isinstance(value, tuple):
         known: Found | None = found
         stars = [x for x in e.elts if isinstance(x, ast.Starred)]
@@ -248,7 +253,7 @@ def match_attribute(e: ast.expr, value: object, found: Found) -> Found | None:
     return found.bind(e, value)
 
 
-def _same_number(node: Node, value: float) -> bool:
+def same_number(node: Node, value: float) -> bool:
     """Whether a literal is `value` at its own precision."""
     found = node.attr("value")
     if not isinstance(found, (int, float)):
@@ -280,12 +285,26 @@ def commutes(op: str) -> bool:
 
 def _finish(conjecture: Conjecture, found: Found, prover: Prover, width: int = 0) -> Match | None:
     """The match that complete bindings make, if its statement is proven."""
+    match = finish(conjecture, found, prover, width)
+    return match if match is not None and match.fault() is None else None
+
+
+def finish(
+    conjecture: Conjecture, found: Found, prover: Prover, width: int = 0, *, backward: bool = False
+) -> Match | None:
+    """What complete bindings make, if its statement is proven; whether it is a match is not said.
+
+    Args:
+        backward: it is the right side that was found.
+    """
     settled = found.settle()
     if settled is None:
         return None
     sides = settled.sides
     names = (*sides.sizes, *sides.scalars, *sides.groups, *sides.structural)
     if any(n not in settled.scope for n in names):
+        return None
+    if backward and any(n not in settled.tensors for n in sides.variables):
         return None
     if not all(_is_positive(settled.scope[n]) for n in (*sides.sizes, *sides.groups)):
         return None
@@ -310,8 +329,9 @@ def _finish(conjecture: Conjecture, found: Found, prover: Prover, width: int = 0
         verdict = prover.prove(statement.fixed(scope))
     if not isinstance(verdict, Rule):
         return None
-    match = Match(verdict, settled.tensors, scope, settled.roots, settled.own, settled.flipped)
-    return match if match.fault() is None else None
+    return Match(
+        verdict, settled.tensors, scope, settled.roots, settled.own, settled.flipped, backward
+    )
 
 
 def _is_positive(value: object) -> bool:
