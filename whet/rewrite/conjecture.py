@@ -2,7 +2,8 @@
 
     conjecture := name: side == side [if test]
     side       := e | (e, e, …) | (e for i in range(N))          N: the width, any number from 2 on
-    e          := T | T[size, …] | NUMBER | op(e, …, value …, attr=value …) | (T := e)
+    e          := T | T[size, …] | NUMBER | [e, e, …] | op(e, …, value …, attr=value …) | (T := e)
+                                                                  [[1, 0], [0, 1]]: a matrix
                 | T[size, …] or None                              an operand that may be left out
                 | e + e | e - e | e * e | e / e | e @ e | -e
     size       := N | NUMBER | *B | +N | value                    *B: any number of dims; +N: N or 1

@@ -77,12 +77,26 @@ class Integers:
         if any(isinstance(k, int) and k < 0 for k in known):
             return False
         left = {k for k in known if not isinstance(k, int)}
+        for k in left:
+            if isinstance(k, Poly) and self._opposed(k, left):
+                return False
         while left:
             part = self._related(known, left.pop())
             left -= part
             if self._answer(part, -1):
                 return False
         return not self._answer(frozenset(), -1)
+
+    def _opposed(self, fact: Poly, known: Iterable[Size]) -> bool:
+        """Whether a fact about one symbol and another one add up to a negative number."""
+        if len(fact.terms) > 2:
+            return False
+        for other in known:
+            if isinstance(other, Poly) and len(other.terms) <= 2 and other is not fact:
+                total = fact + other
+                if isinstance(total, int) and total < 0:
+                    return True
+        return False
 
     def decided(self, known: Facts, fact: Size) -> bool | None:
         """True or False where `known` settles `fact`, else None."""

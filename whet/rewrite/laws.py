@@ -31,15 +31,15 @@ def reciprocal(s: Sum, positive: frozenset[str]) -> Sum:
         for f in s[0].factors:
             total = tm.times(total, _inverse(f))
         return total
-    common = _common(s)
+    shared = common(s)
     scale = s[0].coefficient if len(s) == 1 else Fraction(1)
-    if s and (common or scale != 1):
+    if s and (shared or scale != 1):
         rest = tuple(
-            replace(t, coefficient=t.coefficient / scale, factors=_without(t.factors, common))
+            replace(t, coefficient=t.coefficient / scale, factors=without(t.factors, shared))
             for t in s
         )
         total = tm.times(tm.number(1 / scale), tm.of(Applied("recip", (rest,))))
-        for f in common:
+        for f in shared:
             total = tm.times(total, _inverse(f))
         return total
     return tm.of(Applied("recip", (s,)))
@@ -55,7 +55,7 @@ def _inverse(f: Factor) -> Sum:
     return tm.of(Applied("recip", (tm.of(f),)))
 
 
-def _common(s: Sum) -> list[Factor]:
+def common(s: Sum) -> list[Factor]:
     """Factors that stand in every term and depend on no bound axis."""
     shared: Counter[str] | None = None
     found: dict[str, Factor] = {}
@@ -67,7 +67,7 @@ def _common(s: Sum) -> list[Factor]:
     return [found[text] for text in (shared or Counter()).elements()]
 
 
-def _without(factors: tuple[Factor, ...], gone: Iterable[Factor]) -> tuple[Factor, ...]:
+def without(factors: tuple[Factor, ...], gone: Iterable[Factor]) -> tuple[Factor, ...]:
     left = Counter(spell_factor(f, {}) for f in gone)
     kept = []
     for f in factors:

@@ -22,24 +22,31 @@ from fractions import Fraction
 
 from whet.ir.functions import FUNCTIONS
 from whet.ir.types import Poly, Size
-from whet.rewrite import laws
+from whet.rewrite import extremes, laws
 from whet.rewrite import terms as tm
 from whet.rewrite.integers import Facts, Integers, negation
 from whet.rewrite.reading import Unreadable
 from whet.rewrite.spelling import spell, spell_factor, spell_term
 from whet.rewrite.terms import Applied, Case, Element, Factor, Fold, Guards, Scalar, Sum, Term
 
-_ROUNDS = 1_000
+_ROUNDS = 4_000
 _FEW = 4
 _STEPS = 100
+_WRITTEN = 6  # numbers that a sum over so many is written out for
 
 
 @dataclass
 class Normal:
-    """Simplifies under fixed assumptions; `rounds` bounds the work, deterministically."""
+    """Simplifies under fixed assumptions; `rounds` bounds the work, deterministically.
+
+    Attributes:
+        written_out: sums and extremes over a few numbers are written out, for what is equal to
+            another number of other terms (fast convolutions, pools of pools).
+    """
 
     integers: Integers
     rounds: int = _ROUNDS
+    written_out: bool = False
 
     def equal(self, a: Sum, b: Sum, known: Facts) -> Facts | None:
         """None if `a` equals `b` where `known` holds, else a region where they may differ."""
@@ -74,6 +81,14 @@ class Normal:
             if tidy is None:
                 continue
             facts = known | tidy.guards
+            few = _few(tidy.bound, tidy.guards) if self.written_out else None
+            if few is not None:
+                work += [_placed(tidy, few[0], value) for value in few[1]]
+                continue
+            square = extremes.squared(tidy.factors)
+            if square is not None:
+                work += tm.times((replace(tidy, factors=()),), square)
+                continue
             cut = self._cut(frozenset().union(*map(tm.open_guards, tidy.factors)), facts)
             if cut is not None:
                 work += [
@@ -97,13 +112,19 @@ class Normal:
             work += tm.times(head, tm.refresh(product))
         return _gathered(done)
 
-    def tidy(self, t: Term, known: Facts) -> Term | None:
-        """`t` with its guards minimal and its bound axes in place; None if it is always 0."""
+    def tidy(self, t: Term, known: Facts, *, counts: bool = True) -> Term | None:
+        """`t` with its guards minimal and its bound axes in place; None if it is always 0.
+
+        Args:
+            counts: an axis that nothing varies along is a number of equal terms.
+        """
         for _ in range(_STEPS):
             t = replace(t, guards=frozenset(g for g in t.guards if not _always(g)))
             if t.coefficient == 0 or not self.integers.feasible(known | t.guards):
                 return None
             again = self._solved(t, known) or self._shifted(t, known)
+            if again is None and counts:
+                again = self._counted(t, known)
             if again is None:
                 return replace(t, guards=self._needed(t.guards, known))
             t = again
@@ -144,6 +165,23 @@ class Normal:
                 return tm.moved_term(t, {b: Poly.symbol(b) + lows[0]})
         return None
 
+    def _counted(self, t: Term, known: Facts) -> Term | None:
+        """`t` with an axis that its factors do not have replaced by how many values that has."""
+        if not t.bound:
+            return None
+        used = frozenset().union(*(tm.symbols(x) for f in t.factors for x in tm.sizes(f)))
+        for b in t.bound:
+            about = [g for g in t.guards if b in tm.symbols(g)]
+            lows = [low for g in about if (low := _bound_by(g, b, 1)) is not None]
+            highs = [high for g in about if (high := _bound_by(g, b, -1)) is not None]
+            if b in used or len(lows) != 1 or len(highs) != 1 or len(about) != 2:
+                continue
+            rest, count = t.guards.difference(about), highs[0] - lows[0] + 1
+            if self.integers.implied(known | rest, count):
+                bound = tuple(x for x in t.bound if x != b)
+                return replace(t, bound=bound, guards=rest, factors=(*t.factors, Scalar(count)))
+        return None
+
     def _needed(self, guards: Guards, known: Facts) -> Guards:
         kept = sorted(guards, key=_shape)
         for g in list(kept):
@@ -168,10 +206,14 @@ class Normal:
             case Fold():
                 return self.fold(f, facts)
             case Applied(fn, args):
-                return self.applied(fn, tuple(self.simplify(a, facts) for a in args))
+                inner = tuple(self.simplify(a, facts) for a in args)
+                return self.applied(fn, inner, facts)
 
     def fold(self, f: Fold, facts: Facts) -> Sum:
         """A reduction: its cases split, emptied of what is neutral, tidied."""
+        if f.kind == "min":
+            turned = tuple(replace(c, body=tm.scaled(c.body, -1)) for c in f.cases)
+            return tm.scaled(tm.of(Fold("max", turned)), -1)
         neutral = {"max": -1, "min": 1}.get(f.kind)
         work, done = list(f.cases), []
         while work:
@@ -192,9 +234,18 @@ class Normal:
             if neutral is None and tm.is_number(body) == 1:
                 continue
             wrapped = Applied("body", (body,))
-            tidy = self.tidy(Term(Fraction(1), c.bound, c.guards, (wrapped,)), facts)
+            tidy = self.tidy(Term(Fraction(1), c.bound, c.guards, (wrapped,)), facts, counts=False)
             if tidy is None:
                 continue
+            few = _few(tidy.bound, tidy.guards) if self.written_out and f.kind == "max" else None
+            if few is not None:
+                for value in few[1]:
+                    t = _placed(tidy, few[0], value)
+                    assert isinstance(t.factors[0], Applied)
+                    work.append(Case(t.bound, t.guards, t.factors[0].args[0]))
+                continue
+            if f.kind == "max":
+                tidy = self._nonempty(tidy, facts)
             moved = tidy.factors[0]
             assert isinstance(moved, Applied)
             done.append(Case(tidy.bound, tidy.guards, moved.args[0]))
@@ -202,13 +253,39 @@ class Normal:
             return tm.ONE if neutral is None else tm.number(neutral * math.inf)
         if len(done) == 1 and not (done[0].bound or done[0].guards):
             return done[0].body
+        if f.kind == "max":
+            wider = extremes.spread_cases(done)
+            if wider is not None:
+                return self.fold(Fold("max", tuple(wider)), facts)
+            if all(not (c.bound or c.guards) for c in done):
+                return tm.of(Applied("maximum", tuple(c.body for c in done)))
+            added, scale, done = extremes.drawn_out(done)
+            return added + tm.scaled(tm.of(Fold("max", tuple(done))), scale)
         return tm.of(Fold(f.kind, tuple(done)))
 
-    def applied(self, fn: str, args: tuple[Sum, ...]) -> Sum:
+    def _nonempty(self, t: Term, facts: Facts) -> Term:
+        """A case without the axes that it does not vary along, where they have a value at all."""
+        used = frozenset().union(*(tm.symbols(x) for f in t.factors for x in tm.sizes(f)))
+        for b in t.bound:
+            about = [g for g in t.guards if b in tm.symbols(g)]
+            lows = [low for g in about if (low := _bound_by(g, b, 1)) is not None]
+            highs = [high for g in about if (high := _bound_by(g, b, -1)) is not None]
+            if b in used or len(lows) != 1 or len(highs) != 1 or len(about) != 2:
+                continue
+            rest = t.guards.difference(about)
+            if self.integers.implied(facts | rest, highs[0] - lows[0]):
+                t = replace(t, bound=tuple(x for x in t.bound if x != b), guards=rest)
+        return t
+
+    def applied(self, fn: str, args: tuple[Sum, ...], facts: Facts = frozenset()) -> Sum:
         """A function of simplified arguments, by its laws."""
         known = FUNCTIONS[fn].laws if fn in FUNCTIONS else frozenset()
         same = tm.of(Applied(fn, args))
+        found: Sum | None
         if fn == "recip":
+            found = extremes.logistic(args[0])
+            if found is not None:
+                return found
             return laws.reciprocal(args[0], self.integers.positive)
         if fn == "rsqrt":
             return laws.reciprocal(tm.of(Applied("sqrt", args)), self.integers.positive)
@@ -218,6 +295,21 @@ class Normal:
         if "sum_to_product" in known:
             found = laws.exponential(fn, args[0])
             return same if found is None else found
+        if fn == "minimum" and not any(map(laws.infinite_sign, args)):
+            turned = tuple(tm.scaled(a, -1) for a in args)
+            return tm.scaled(tm.of(Applied("maximum", turned)), -1)
+        if fn == "abs":
+            return tm.of(Applied("maximum", (args[0], tm.scaled(args[0], -1))))
+        if fn == "maximum":
+            found = extremes.maximum(args, lambda s: self.simplify(s, facts))
+            if found is not None:
+                return found
+        if fn == "tanh":
+            half = tm.of(Applied("sigmoid", (tm.scaled(args[0], 2),)))
+            return tm.scaled(half, 2) + tm.scaled(tm.ONE, -1)
+        special = {"sigmoid": extremes.sigmoid, "log": extremes.logarithm, "sqrt": extremes.root}
+        if fn in special and (found := special[fn](args[0])) is not None:
+            return found
         if "idempotent" in known and "associative" in known and fn in ("maximum", "minimum"):
             flat = laws.flattened(fn, args)
             return flat[0] if len(flat) == 1 else tm.of(Applied(fn, flat))
@@ -225,6 +317,16 @@ class Normal:
             opposite = tm.of(Applied(fn, (tm.scaled(args[0], -1),)))
             return tm.scaled(opposite, -1) if "odd" in known else opposite
         return same
+
+
+def _few(bound: Iterable[str], guards: Guards) -> tuple[str, range] | None:
+    """An axis that has a few values only, whatever the sizes, and these."""
+    for b in bound:
+        lows = [low for g in guards if isinstance(low := _bound_by(g, b, 1), int)]
+        highs = [high for g in guards if isinstance(high := _bound_by(g, b, -1), int)]
+        if lows and highs and min(highs) - max(lows) < _WRITTEN:
+            return b, range(max(lows), min(highs) + 1)
+    return None
 
 
 def _same(a: tuple[Factor, ...], b: tuple[Factor, ...]) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from whet.errors import RecordError
 from whet.ir.expr import Call, Load, Reduce, walk
 from whet.ir.graph import Node, topological
 from whet.ir.ops import TABLE, record_of
-from whet.ir.types import Poly, Size
+from whet.ir.types import Poly, Size, divide
 from whet.rewrite import formula
 from whet.rewrite import terms as tm
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
@@ -35,6 +36,7 @@ from whet.rewrite.rule import Floating, Proof, Refutation, Rule, Unknown, Verdic
 from whet.rewrite.terms import Element, Sum
 
 _REFINEMENTS = 12
+_PARTS = 4  # that an axis is taken apart into where that may help
 
 
 class Prover:
@@ -163,14 +165,18 @@ class _Attempt:
     ) -> list[Sum] | str:
         """Normal forms of the outputs where all are equal, else what is not."""
         reader = Reader(integers)
+        written_out = False
         for _ in range(_REFINEMENTS):
             try:
                 found: list[Sum] = []
                 for k, (a, b) in enumerate(zip(left, right, strict=True)):
                     index, known = self._index(a, reader)
-                    normal = Normal(integers)
                     x, y = reader.at(a, index, known), reader.at(b, index, known)
+                    normal = Normal(integers, written_out=written_out)
                     region = normal.equal(x, y, known)
+                    if region is not None and not written_out:
+                        written_out = True
+                        raise _again(reader)
                     if region is not None:
                         where = ", ".join(f"{g} >= 0" for g in sorted(region - known, key=repr))
                         return f"normal forms of output {k} differ" + (where and f" where {where}")
@@ -178,6 +184,8 @@ class _Attempt:
                 return found
             except Refine as need:
                 reader.refined[need.extent] = need.inner
+            except _Again as more:
+                reader.refined.update(more.halves)
         return "axes were refined too often"
 
     def _index(self, node: Node, reader: Reader) -> tuple[list[Size], Facts]:
@@ -188,6 +196,26 @@ class _Attempt:
             index.append(position)
             known = known.union(*(tm.within(a, n) for a, n in axes))
         return index, known
+
+
+class _Again(Exception):
+    """Another try, with some axes taken apart and what has few values written out."""
+
+    def __init__(self, halves: dict[Size, Size]) -> None:
+        self.halves = halves
+        super().__init__("axes are taken apart")
+
+
+def _again(reader: Reader) -> _Again:
+    """Axes of twice or three times some size are taken apart into as many of that size."""
+    halves: dict[Size, Size] = {}
+    for extent in reader.extents.values():
+        if isinstance(extent, Poly) and extent not in reader.refined:
+            parts = math.gcd(*(c for _, c in extent.terms))
+            inner = divide(extent, parts)
+            if 1 < parts <= _PARTS and inner is not None:
+                halves[extent] = inner
+    return _Again(halves)
 
 
 def _loses_elements(node: Node, integers: Integers) -> bool:

@@ -241,6 +241,9 @@ class Reader:
                 return Apply(
                     _INFIX[type(op)], (self._read(left, known), self._read(right, known)), ()
                 )
+            case ast.List(elts) if elts:
+                rows = tuple(self._read(x, known) for x in elts)
+                return Apply("stack", rows, (("axis", ast.Constant(0)),))
             case ast.NamedExpr(ast.Name(name), value):
                 self.named[name] = self._read(value, known)
                 return self.named[name]
