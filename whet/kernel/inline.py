@@ -91,8 +91,6 @@ class Inline(Move):
         if late:
             raise refuse("order", buffer=min(late))
         inner = found[0].path[len(f.path) :]
-        if any(isinstance(s, Loop) and not isinstance(s.extent, int) for s in inner):
-            raise refuse("extent", buffer=self.buffer)
         local = {b.name for b in k.scratch if set(scope(k, b.name)) & {*_vars(inner)}}
         if local & {x.tensor for x in ex.loads(found[0].leaf.value)}:
             raise refuse("order", buffer=min(local))

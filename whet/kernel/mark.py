@@ -172,7 +172,8 @@ class SetLayout(Move):
     layout: str
 
     def do(self, k: Kernel) -> Kernel:
-        return k.with_buffer(replace(k.buffer(self.buffer), layout=self.check(k)))
+        layout = self.check(k)
+        return k.with_buffer(replace(k.buffer(self.buffer), layout=layout))
 
     def check(self, k: Kernel) -> Layout:
         """Every element has a place of its own."""

@@ -32,6 +32,7 @@ from whet.kernel.loops import (
     walk,
 )
 from whet.kernel.move import Move, fresh, register, replaced
+from whet.kernel.shrink import shrunk, within
 from whet.kernel.tidy import tidy
 
 
@@ -251,10 +252,10 @@ class Join(Move):
     after:
         x: input[f32, 8]
         y: output[f32, 8]
-        t: memory[f32, 8]
+        t: memory[f32, 1]
         for i in range(8):
-            t[i] = x[i] * 2
-            y[i] = t[i] + 1
+            t[0] = x[i] * 2
+            y[i] = t[0] + 1
     """
 
     first: str
@@ -271,7 +272,8 @@ class Join(Move):
                 return replace(s, body=body)
             return None
 
-        return tidy(k.with_body(rewrite(k.body, visit)))
+        k = k.with_body(rewrite(k.body, visit))
+        return shrunk(k, within(k, first.var))
 
     def check(self, k: Kernel) -> tuple[Loop, Loop]:
         """Siblings of one extent and kind; no iteration of one meets another one of the other."""

@@ -98,6 +98,7 @@ class Recompute(Move):
         needed = reads(f.siblings[m] for m in f.made)
         if late := writes(f.siblings[max(f.made) + 1 : user]) & needed:
             raise refuse("order", loop=self.loop, buffer=min(late))
+        _alone(k, self.buffer, tuple(f.siblings[m] for m in f.made))
         return f, user
 
 
@@ -204,19 +205,16 @@ class ComputeAt(Move):
         for s in walk(making):
             if isinstance(s, Loop) and s.kind == "parallel":
                 raise refuse("kind", loop=s.var)
-        if also := writes(making) - {self.buffer}:
-            outer = {b for b in also if not k.buffer(b).is_scratch or not _local(k, b, making)}
-            if outer:
-                raise refuse("uses", buffer=min(outer))
+        _alone(k, self.buffer, making)
         return f, target, path
 
 
-def _local(k: Kernel, name: str, making: tuple[Stmt, ...]) -> bool:
-    """Does a buffer live within the statements?"""
-    vars = scope(k, name)
-    return bool(vars) and any(
-        isinstance(x, Loop) and x.var == vars[-1] for s in making for x in walk((s,))
-    )
+def _alone(k: Kernel, name: str, making: tuple[Stmt, ...]) -> None:
+    """Refuses where what makes a buffer makes others too, but for such as live within."""
+    vars = {x.var for x in walk(making) if isinstance(x, Loop)}
+    for other in sorted(writes(making) - {name}):
+        if not k.buffer(other).is_scratch or not vars & set(scope(k, other)):
+            raise refuse("uses", buffer=other)
 
 
 def _narrowed(
@@ -245,7 +243,7 @@ class _Narrowing:
         places: list[Expr] = []
         plan = digits(access.index, around(inner), buffer.name)
         for e, dim, span, n in zip(access.index, plan, spans, buffer.sizes, strict=True):
-            if math.prod(d.extent for d in dim) != n:
+            if math.prod(d.extent for d in dim) < n:
                 raise refuse("index", buffer=buffer.name)
             if span.size == n and span.low == Num(0):
                 places.append(e)

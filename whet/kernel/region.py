@@ -135,7 +135,7 @@ def nested(loops: Iterable[tuple[str, Extent]], body: tuple[Stmt, ...]) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class Digit:
-    """A loop whose variable is a digit of an index: worth `step`, below `extent`."""
+    """A loop whose variable is a digit of an index: worth `step`, below `extent` at most."""
 
     var: str
     step: int
@@ -157,8 +157,13 @@ def digits(index: Sequence[Expr], domain: Domain, buffer: str) -> list[list[Digi
             n = domain.get(atom.name) if isinstance(atom, Index) else None
             if not isinstance(atom, Index) or c != step or atom.name in seen or f.constant:
                 raise refuse("index", buffer=buffer)
+            if n is None:
+                raise refuse("index", buffer=buffer)
             if not isinstance(n, int):
-                raise refuse("extent", loop=atom.name, buffer=buffer)
+                most = bounds(n, domain)[1]
+                if math.isinf(most):
+                    raise refuse("extent", loop=atom.name, buffer=buffer)
+                n = int(most)
             seen.add(atom.name)
             dim.append(Digit(atom.name, step, n))
             step *= n
