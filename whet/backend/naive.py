@@ -53,8 +53,8 @@ def naive(node: Node, operands: tuple[Value, ...], result: Value) -> Piece:
     symbol = f"naive_{node.op}_{hashlib.blake2b(body.encode(), digest_size=8).hexdigest()}"
     call = Generated(symbol, body.replace("SYMBOL", symbol, 1), printer.scratch)
     same = tuple(
-        (k, 0) for k, v in enumerate(operands)
-        if elementwise(loops, k) and v.strides == result.strides and v.shape == result.shape
+        (k, 0) for k, (name, v) in enumerate(zip(bound.operands, operands, strict=True))
+        if elementwise(loops, k) and strides[name] == strides[out] and v.bytes == result.bytes
         and v.node.dtype == node.dtype
     )  # fmt: skip
     return Piece((node,), operands, (result,), call, same)
