@@ -24,7 +24,7 @@ NAMELESS = re.compile(r"(utils?|helpers?|common|misc|stuff|_part\d+)$")
 VARIABLES = {"WHET", "WHET_CACHE"}
 
 # Everything here is derived from operator records, so it has no reason to know an operator's name.
-DERIVED = ("kernel/", "fuse/", "parallel/", "backend/cpp.py")
+DERIVED = ("kernel/", "fuse/", "parallel/", "backend/cpp")
 
 # Operators whose names are ordinary words too, in the record grammar, in schedules, in C or Python:
 # naming one of these says nothing about the operator. Nor does naming a scalar function.
