@@ -36,7 +36,7 @@ from whet.backend.piece import (
 from whet.errors import UnsupportedError
 from whet.fuse.partition import Cluster as Closed
 from whet.fuse.partition import Partition
-from whet.ir.graph import Graph, Node, apply
+from whet.ir.graph import Graph, Node, apply, item
 
 Operands = tuple[Value | Packed, ...]
 Choose = Callable[[Cluster, list[Kernel]], Kernel]
@@ -74,6 +74,7 @@ class _Cutting:
         self.hidden: set[Node] = set()  # inside of a library call
         self.calls: dict[Node, tuple[Cluster, Kernel]] = {}
         self.values: dict[Node, Value | Packed] = {}
+        self.items: dict[Node, Value] = {}  # results of library calls without a record
         self.copies: dict[Value, Value] = {}
         self.views: dict[Value, tuple[Value, int]] = {}
         self.given: set[Value] = set()  # by libraries: memory that is not ours to choose
@@ -144,8 +145,10 @@ class _Cutting:
             return Packed(node)
         if node in self.calls:
             return self._library(*self.calls[node])
-        if node.op in ("opaque", "item"):
-            raise UnsupportedError("a library call without a record", got=str(node.attr("target")))
+        if node.op == "opaque":
+            return self._opaque(node)
+        if node.op == "item":
+            return self.items[node]
         if node.op in aten.VIEWS and (seen := self._view(node)) is not None:
             return seen
         if node.op == "concat":
@@ -174,6 +177,23 @@ class _Cutting:
         if isinstance(piece.call, Library) and piece.call.gives:
             self.given.add(result)
         return result
+
+    def _opaque(self, node: Node) -> Value:
+        """A call as it was written down; its results are the items of it."""
+        types = node.attr("types")
+        assert isinstance(types, tuple)
+        several = len(types) > 1
+        results = [Value(item(node, k) if several else node) for k in range(len(types))]
+        operands: list[Value | Packed | None] = []
+        for a in node.operands:
+            value = self.values[a]
+            operands.append(
+                value if isinstance(value, Packed) else self._as(value, dense(value.shape))
+            )
+        self.pieces.append(shim.opaque(node, operands, results))
+        self.given.update(results)
+        self.items |= {v.node: v for v in results}
+        return results[0]
 
     def _loops(self, node: Node) -> Value:
         operands = tuple(self._lying(a) for a in node.operands)

@@ -147,11 +147,12 @@ class Library:
 
     Attributes:
         name: library and variant, as reports call it.
-        function: the C function; its prototype is in `whet.backend.shim`.
+        function: the C function; declared in `whet.backend.shim` unless `source` defines it.
         arguments: in order.
         gives: results come back as new tensors behind the arguments; how many there are, of which
             the first ones are the piece's. 0 where results are written in place.
         before: C statements that run first, with `p0`, `p1`, … for the slots' addresses.
+        source: the function itself, where it is no library's; static.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Library:
     arguments: tuple[Argument, ...]
     gives: int = 0
     before: str = ""
+    source: str = ""
 
 
 Call = Generated | Library

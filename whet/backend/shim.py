@@ -10,9 +10,11 @@ whose times decide here as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+from whet.backend.boxed import boxed
 from whet.backend.cluster import Cluster
+from whet.backend.library import Operand, read_call, resolve
 from whet.backend.packed import Kernel, eltwise
 from whet.backend.piece import (
     Argument,
@@ -53,42 +55,7 @@ PROTOTYPES: dict[str, str] = {
     "cblas_sgemm_compute":
         "void F(int, int, int, int, int, int, const float *, int, const float *, int, float,"
         " float *, int);",
-    "whet_attention":
-        "static int F(Tensor, Tensor, Tensor, Tensor *, int, double, int, Tensor *);",
 }  # fmt: skip
-
-# Attention is called by its name: boxed arguments, each tensor a handle that the callee takes.
-BOXED = {
-    "whet_attention": """\
-int torch_call_dispatcher(const char *, const char *, uint64_t *, uint64_t);
-int torch_new_stable_ivalue(uint64_t **);
-uint64_t aoti_torch_abi_version(void);
-static int whet_attention(Tensor q, Tensor k, Tensor v, Tensor *mask, int causal, double scale,
-                          int grouped, Tensor *out) {
-  uint64_t stack[8] = {0};
-  Tensor held[4] = {q, k, v, mask ? *mask : 0};
-  for (int i = 0; i < 4; i++) {
-    Tensor one = 0;
-    if (held[i] && aoti_torch_new_tensor_handle(held[i], &one)) return 1;
-    stack[i] = (uint64_t)one;
-  }
-  if (mask) {
-    uint64_t *box, one = stack[3];
-    if (torch_new_stable_ivalue(&box)) return 1;
-    *box = one, stack[3] = (uint64_t)box;
-  }
-  stack[5] = causal;
-  uint64_t *box;
-  if (torch_new_stable_ivalue(&box)) return 1;
-  __builtin_memcpy(box, &scale, 8), stack[6] = (uint64_t)box;
-  stack[7] = grouped;
-  if (torch_call_dispatcher("aten::scaled_dot_product_attention", "", stack,
-                            aoti_torch_abi_version())) return 1;
-  *out = (Tensor)stack[0];
-  return 0;
-}
-""",
-}
 
 _NOTHING = ("&whet_nil", "0", "&whet_none")  # no scalars, no algorithm
 _ROW, _PLAIN, _PACKED = 101, 111, 151  # MKL's names for these
@@ -304,12 +271,37 @@ def _attention(
     scale = a["scale"]
     if scale is None:
         scale = int(str(cluster.operands[0].shape[-1])) ** -0.5  # type: ignore[union-attr]
-    arguments = (
-        Handle(0), Handle(1), Handle(2), _bias(3), str(int(a["causal"])), repr(float(scale)),
-        str(int(a["group"] != 1)),
-    )  # fmt: skip
-    result = Value(nodes[-1])
-    return _call(kernel, "whet_attention", arguments, nodes, operands, result, 1)
+    given = [Operand(0), Operand(1), Operand(2), None if mask is None else Operand(3), 0.0]
+    options = {"scale": float(scale), "enable_gqa": a["group"] != 1}
+    target = "aten.scaled_dot_product_attention.default"
+    count = 3 if mask is None else 4
+    symbol, source = boxed(target, [*given, bool(a["causal"])], options, count, 1)
+    arguments = tuple(Handle(k) for k in range(count))
+    call = Library(kernel.name, symbol, arguments, 1, source=source)
+    return Piece(tuple(nodes), tuple(operands), (Value(nodes[-1]),), call)
+
+
+def opaque(node: Node, operands: Operands, results: Sequence[Value]) -> Piece:
+    """A library call without a record, as it was written down.
+
+    Args:
+        node: the call.
+        operands: row-major, as for every engine.
+        results: one for each of its results.
+
+    Raises:
+        UnsupportedError: it cannot be made from C, or hands out its operands' memory.
+    """
+    target, args, kwargs = read_call(str(node.attr("statics")))
+    schema = cast(Any, resolve(target))._schema
+    if any(r.alias_info is not None for r in (*schema.arguments, *schema.returns)):
+        raise UnsupportedError("a library call that hands out its operands' memory", got=target)
+    if len(schema.returns) != len(results) or any(str(r.type) != "Tensor" for r in schema.returns):
+        raise UnsupportedError("a library call with results that are no tensors", got=target)
+    symbol, source = boxed(target, args, kwargs, len(operands), len(results))
+    arguments = tuple(Handle(k) for k in range(len(operands)))
+    call = Library(target, symbol, arguments, len(results), source=source)
+    return Piece((node,), tuple(operands), tuple(results), call)
 
 
 def _call(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from whet.backend.boxed import DECLARED
 from whet.backend.piece import (
     Body,
     Generated,
@@ -30,7 +31,7 @@ from whet.backend.piece import (
     dense,
     same_strides,
 )
-from whet.backend.shim import BOXED, PROTOTYPES
+from whet.backend.shim import PROTOTYPES
 from whet.run.memory import ALIGNMENT, Plan, Storage
 
 PRELUDE = """\
@@ -147,7 +148,7 @@ class _Writer:
 
     def _text(self, frame: int, given: int) -> str:
         calls = [p.call for p in self.body.pieces]
-        functions = dict.fromkeys(c.function for c in calls if isinstance(c, Library))
+        sources = {c.function: c.source for c in calls if isinstance(c, Library)}
         symbols = dict.fromkeys(c.symbol for c in calls if isinstance(c, Generated))
         opened = [
             f"  if (!(f->h[{i}] = whet_blob(a + {offset}, {len(shape)}, {self._array(shape)},"
@@ -155,8 +156,10 @@ class _Writer:
             for (offset, shape, strides, kind), i in self.views.items()
         ]
         lines = [PRELUDE]
-        lines += [PROTOTYPES[f].replace(" F(", f" {f}(") for f in functions]
-        lines += [BOXED[f] for f in functions if f in BOXED]
+        if any(sources.values()):
+            lines.append(DECLARED)
+        for f, source in sources.items():
+            lines.append(source or PROTOTYPES[f].replace(" F(", f" {f}("))
         lines += [f"void {s}(void *const *, void *);" for s in symbols]
         for values, array in self.arrays.items():
             listed = ", ".join(map(str, values)) or 0
@@ -229,7 +232,7 @@ class _Writer:
         arguments += [f"&r{k}" for k in range(len(results), call.gives)]
         body += [f"Tensor r{k} = 0;" for k in range(len(results), call.gives)]
         text = f"{call.function}({', '.join(arguments)})"
-        if PROTOTYPES[call.function].startswith("void"):
+        if not call.source and PROTOTYPES[call.function].startswith("void"):
             body += [f"{text};"]
             failed = ""
         else:
