@@ -12,7 +12,7 @@ import pytest
 from tests.unit.ir.cases import case, every
 from whet.ir.graph import Graph, Node, apply, leaf, topological
 from whet.ir.types import DType, TensorType
-from whet.kernel import fold, inline, mark, order, place, stage
+from whet.kernel import fold, inline, mark, order, place, stage, trim
 from whet.kernel.interpret import Array, run
 from whet.kernel.layout import blocked
 from whet.kernel.loops import Kernel, Loop, check, walk
@@ -126,6 +126,8 @@ def proposals(k: Kernel, rng: random.Random) -> Move:
             lambda: place.Recompute(t, a),
             lambda: stage.Stage(rng.choice(buffers), a),
             lambda: fold.SplitReduction(a),
+            lambda: trim.Trim(a),
+            lambda: trim.Beside(a, b),
         ]
     )()
 

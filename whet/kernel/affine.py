@@ -189,21 +189,30 @@ def _quotient(f: Form, c: int, domain: Domain) -> Form:
         return whole.plus(_quotient(rest, c // g, domain))
     if len(rest.terms) == 1 and not rest.constant:
         ((atom, k),) = rest.terms.items()
-        if k == 1 and isinstance(atom, Call) and atom.fn == "//" and isinstance(atom.args[1], Num):
-            inner = form(atom.args[0], domain)
-            return whole.plus(_quotient(inner, c * int(str(atom.args[1].value)), domain))
+        match atom:
+            case Call("//", (inner, Num(int(d)))) if k == 1:  # x // d // c is x // (d*c)
+                return whole.plus(_quotient(form(inner, domain), c * d, domain))
+            case Call("%", (inner, Num(int(d)))) if k == 1 and d % c == 0:
+                part = _quotient(form(inner, domain), c, domain)
+                return whole.plus(_remainder(part, d // c, domain))
     return whole.plus(Form({Call("//", (build(rest, domain), Num(c))): 1}, 0))
 
 
 def _remainder(f: Form, c: int, domain: Domain) -> Form:
-    rest = Form({a: k % c for a, k in f.terms.items() if k % c}, f.constant % c)
-    low, high = _range(rest, domain)
-    if low >= 0 and high < c:
-        return rest
-    plain = Form({a: k for a, k in f.terms.items() if k % c}, f.constant)
-    low, high = _range(plain, domain)
-    if low >= 0 and high < c:
-        return plain
+    for atom, k in f.terms.items():
+        if isinstance(atom, Call) and atom.fn == "%" and isinstance(atom.args[1], Num):
+            if k * int(str(atom.args[1].value)) % c == 0:  # x % 80 % 10 is x % 10
+                rest = Form({a: n for a, n in f.terms.items() if a != atom}, f.constant)
+                return _remainder(rest.plus(form(atom.args[0], domain), k), c, domain)
+    rest = Form({a: k for a, k in f.terms.items() if k % c}, f.constant % c)
+    for same in (
+        rest,
+        Form(rest.terms, f.constant),
+        Form({a: k % c for a, k in rest.terms.items()}, rest.constant),
+    ):
+        low, high = _range(same, domain)
+        if low >= 0 and high < c:
+            return same
     g = math.gcd(c, *rest.terms.values())
     if g > 1:
         inner = Form({a: k // g for a, k in rest.terms.items()}, rest.constant // g)

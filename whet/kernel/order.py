@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from whet.ir import expr as ex
 from whet.ir.expr import Call, Expr, Index, Num
+from whet.kernel.affine import bounds
 from whet.kernel.legal import (
     Path,
     apart,
+    around,
     commute,
     find,
     refuse,
@@ -78,9 +80,9 @@ class Split(Move):
     def check(self, k: Kernel) -> tuple[Loop, Path]:
         """A serial loop longer than the factor."""
         loop, path = serial(k, self.loop)
-        if self.factor < 2 or (isinstance(loop.extent, int) and self.factor >= loop.extent):
-            n = loop.extent if isinstance(loop.extent, int) else 0
-            raise refuse("extent", loop=self.loop, extent=n, factor=self.factor)
+        most = bounds(bound(loop.extent), around(path))[1]
+        if self.factor < 2 or self.factor >= most:
+            raise refuse("extent", loop=self.loop, extent=int(most), factor=self.factor)
         return loop, path
 
 
@@ -185,9 +187,11 @@ class Tile(Move):
         for var, factor in zip(self.loops, self.factors, strict=True):
             before = set(k.loops)
             k = Split(var, factor).do(k)
-            o, i = [v for v in k.loops if v not in before]
-            outer.append(o)
-            inner.append(i)
+            made = [v for v in k.loops if v not in before]
+            if len(made) != 2:
+                raise refuse("extent", loop=var, factor=factor)
+            outer.append(made[0])
+            inner.append(made[1])
         return Reorder((*outer, *inner)).do(k)
 
 

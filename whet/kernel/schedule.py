@@ -12,6 +12,7 @@ The moves, each a class with its check beside it, a kernel before and a kernel a
     stage     stage
     fold      split_reduction
     online    online
+    trim      trim beside
 
 Names are made from names, so a schedule that was found for a cluster applies to every cluster that
 lowers to the same kernel, and to one of other sizes wherever its checks pass.
@@ -21,14 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whet.kernel import fold, inline, mark, online, order, place, stage
+from whet.kernel import fold, inline, mark, online, order, place, stage, trim
 from whet.kernel.legal import Illegal, Refused
 from whet.kernel.loops import Kernel, check
 from whet.kernel.move import KNOWN, Move, parse
 
 Schedule = tuple[Move, ...]
 __all__ = ["Illegal", "Move", "Schedule", "apply", "attempt", "read", "show"]
-_ROOMS = (order, mark, inline, place, stage, fold, online)
+_ROOMS = (order, mark, inline, place, stage, fold, online, trim)
 
 
 def attempt(kernel: Kernel, move: Move) -> Kernel | Illegal:
