@@ -266,21 +266,22 @@ class Join(Move):
     second: str
 
     def do(self, k: Kernel) -> Kernel:
-        first, second = self.check(k)
+        first, second, place = self.check(k)
         body = (*first.body, *substituted(second.body, {second.var: Index(first.var)}))
 
         def visit(s: Stmt) -> Stmt | Iterable[Stmt] | None:
-            if s is second or (isinstance(s, Loop) and s.var == second.var):
-                return ()
-            if isinstance(s, Loop) and s.var == first.var:
-                return replace(s, body=body)
-            return None
+            if not isinstance(s, Loop) or s.var not in (first.var, second.var):
+                return None
+            return replace(first, body=body) if s.var == place.var else ()
 
         k = k.with_body(rewrite(k.body, visit))
         return shrunk(k, within(k, first.var))
 
-    def check(self, k: Kernel) -> tuple[Loop, Loop]:
-        """Siblings of one extent and kind; no iteration of one meets another one of the other."""
+    def check(self, k: Kernel) -> tuple[Loop, Loop, Loop]:
+        """Siblings of one extent and kind; no iteration of one meets another one of the other.
+
+        The third is the one in whose place the two can be, as for what stands between them.
+        """
         first, path = find(k, self.first)
         second, other = find(k, self.second)
         if path != other:
@@ -293,8 +294,11 @@ class Join(Move):
         a, b = siblings.index(first), siblings.index(second)
         if a >= b:
             raise refuse("order", loop=self.first)
-        if between := touch(siblings[a + 1 : b], (second,)):
-            raise refuse("order", loop=self.second, buffer=between)
+        between, place = siblings[a + 1 : b], first
+        if touch(between, (second,)):
+            place = second
+            if shared := touch((first,), between):
+                raise refuse("order", loop=self.second, buffer=shared)
         renamed = substituted(second.body, {second.var: Index(first.var)})
         left = list(accesses(first.body, (*path, first)))
         right = list(accesses(renamed, (*path, first)))
@@ -304,7 +308,7 @@ class Join(Move):
                     continue
                 if not apart(k, x, y, first.var):
                     raise refuse("dependence", loop=self.second, buffer=x.buffer)
-        return first, second
+        return first, second, place
 
 
 @register("peel")
