@@ -1,0 +1,364 @@
+"""The choices of every node of a graph on a mesh.
+
+    Factors := value → inner sizes of each dim          as far as reshapes and parts tell them apart
+    Choice  := what each mesh axis cuts, and the shardings that follow for operands and result
+
+Factors are propagated to a fixed point: what one operator tells apart in a dim, every operator along
+which the dim is passed on can cut as well. Two factorings of a dim that do not refine each other
+(6 = 2 x 3 = 3 x 2) meet in none: the finer cuts are then left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from whet.ir import expr as ex
+from whet.ir.expr import Index, Load, Reduce
+from whet.ir.graph import Node
+from whet.ir.record import Instance, Slots
+from whet.parallel.cut import Cut, analyse, needed, prepared
+from whet.parallel.sharding import WHOLE, Axes, Sharding
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to compute a node.
+
+    Attributes:
+        cuts: (mesh axis, axis of the operator, inner) for each mesh axis that cuts it.
+        operands: the sharding that each operand (present ones, in order) has to have; None where
+            the node does not read it.
+        result: the sharding of the result.
+        inner: (assignment, how it is combined, mesh axis, bytes of the whole assignment).
+    """
+
+    cuts: tuple[tuple[str, str, int], ...]
+    operands: tuple[Sharding | None, ...]
+    result: Sharding
+    inner: tuple[tuple[str, str, str, int], ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(f"{m}: {a}" + (f"/{i}" if i > 1 else "") for m, a, i in self.cuts) or "-"
+
+
+def instance_of(node: Node) -> Instance:
+    """The prepared instance of an operator's node."""
+    shapes = tuple(None if a is None else tuple(map(int, a.shape)) for a in node.args)  # type: ignore[arg-type]
+    return prepared(node.op, shapes, node.attrs)
+
+
+def out_of(node: Node, instance: Instance) -> str:
+    """The name of the result that a node stands for."""
+    return str(node.attr("out", instance.outs[0]))
+
+
+class Factors:
+    """How the dims of the values in some nodes fall into factors."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.dims: dict[Node, list[frozenset[int]]] = {}
+        self.axes: dict[Node, dict[str, frozenset[int]]] = {}
+        self._ties: dict[Node, list[tuple[Node, Slots]]] = {}
+        for n in nodes:
+            for value in (n, *n.operands):
+                self.dims.setdefault(value, [frozenset({1}) for _ in value.shape])
+            self._open(n)
+        order = list(self.axes)
+        for turn in range(24):
+            row = order if turn % 2 == 0 else order[::-1]
+            if not [n for n in row if self._pass(n)]:
+                break
+
+    def _open(self, n: Node) -> None:
+        if n.is_leaf or n.op in ("opaque", "item"):
+            return
+        instance = instance_of(n)
+        self.axes[n] = {a: frozenset({1}) for a in instance.extents}
+        ties = list(zip(n.operands, instance.operands.values(), strict=True))
+        self._ties[n] = [*ties, (n, instance.results[out_of(n, instance)])]
+
+    def _pass(self, n: Node) -> bool:
+        axes, changed = self.axes[n], False
+        extents = instance_of(n).extents
+        for value, slots in self._ties[n]:
+            for names, dim in zip(slots.axes, slots.dims, strict=True):
+                known, size = self.dims[value][dim], math.prod(_int(extents[a]) for a in names)
+                inside = 1
+                union = known
+                for a in reversed(names):
+                    union = _joined(union, (inside * i for i in axes[a]), size)
+                    inside *= _int(extents[a])
+                if union != known:
+                    self.dims[value][dim], changed = union, True
+                inside = 1
+                for a in reversed(names):
+                    extent = _int(extents[a])
+                    down = {i // inside for i in union if i % inside == 0 and i < inside * extent}
+                    merged = _joined(axes[a], down, extent)
+                    if merged != axes[a]:
+                        axes[a], changed = merged, True
+                    inside *= extent
+        return changed
+
+    def of(self, n: Node, axis: str) -> tuple[tuple[int, int], ...]:
+        """The factors (inner, size) of one axis of an operator, the outermost first."""
+        extent = _int(instance_of(n).extents[axis])
+        marks = [*sorted(self.axes[n][axis]), extent]
+        pairs = [(low, high // low) for low, high in itertools.pairwise(marks)]
+        return tuple(p for p in reversed(pairs) if p[1] > 1)
+
+
+def _joined(known: frozenset[int], more: Iterable[int], size: int) -> frozenset[int]:
+    """`known` with those of `more` that form one chain of divisors of `size` with it."""
+    found = set(known)
+    for i in sorted(more):
+        if i < size and size % i == 0 and all(i % j == 0 or j % i == 0 for j in found):
+            found.add(i)
+    return frozenset(found)
+
+
+def _int(n: object) -> int:
+    assert isinstance(n, int)
+    return n
+
+
+@dataclass(slots=True)
+class Choices:
+    """Lists the choices of nodes on one mesh.
+
+    Attributes:
+        factors: of the nodes.
+        mesh: axes in time (microbatches) first, then those of devices.
+        sample: value → (dim, inner) of the samples in it, for axes that cut samples only.
+        pinned: mesh axes that cut samples wherever a node has them, and nothing else.
+    """
+
+    factors: Factors
+    mesh: Axes
+    sample: Mapping[Node, tuple[int, int]] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
+    _known: dict[Node, tuple[Choice, ...]] = field(default_factory=dict)
+
+    def of(self, node: Node) -> tuple[Choice, ...]:
+        """All ways to compute a node; the one that cuts nothing but samples comes first."""
+        found = self._known.get(node)
+        if found is None:
+            found = self._known[node] = tuple(self._list(node))
+        return found
+
+    def _list(self, node: Node) -> list[Choice]:
+        if node.is_leaf:
+            return self._leaf(node)
+        if node.op in ("opaque", "item"):
+            return [Choice((), (WHOLE,) * len(node.operands), WHOLE)]
+        instance = instance_of(node)
+        out = out_of(node, instance)
+        cuts: dict[str, Cut] = {}
+        for a, n in instance.extents.items():
+            found = analyse(instance, a, out) if n != 1 else "of extent 1"
+            if isinstance(found, Cut) and (found.operands or found.result == "cut"):
+                cuts[a] = found
+        sample = self._sample_axis(node, instance)
+        options: list[list[tuple[str, int] | None]] = []
+        for name, size in self.mesh:
+            if name in self.pinned:
+                options.append([sample if sample is not None and sample[0] in cuts else None])
+                continue
+            row: list[tuple[str, int] | None] = [None]
+            for a, cut in cuts.items():
+                for k, (inner, extent) in enumerate(self.factors.of(node, a)):
+                    if extent % size == 0 and not (cut.offset and k):
+                        row.append((a, inner))
+            options.append(row)
+        found_choices = []
+        for picked in itertools.product(*options):
+            made = self._choice(node, instance, out, cuts, picked)
+            if made is not None:
+                found_choices.append(made)
+        return found_choices
+
+    def _sample_axis(self, node: Node, instance: Instance) -> tuple[str, int] | None:
+        """The operator's axis, and the factor, along which samples lie."""
+        ties = list(zip(node.operands, instance.operands.values(), strict=True))
+        ties.append((node, instance.results[out_of(node, instance)]))
+        for value, slots in ties:
+            place = self.sample.get(value)
+            if place is None:
+                continue
+            for names, dim in zip(slots.axes, slots.dims, strict=True):
+                if dim != place[0]:
+                    continue
+                inside = 1
+                for a in reversed(names):
+                    extent = _int(instance.extents[a])
+                    if place[1] % inside == 0 and inside <= place[1] < inside * extent:
+                        return a, place[1] // inside
+                    inside *= extent
+        return None
+
+    def _leaf(self, node: Node) -> list[Choice]:
+        """A leaf may lie anywhere; what it costs to keep it there is the choice's cost."""
+        place = self.sample.get(node)
+        options: list[list[tuple[int, int] | None]] = []
+        for name, size in self.mesh:
+            if name in self.pinned:
+                options.append([place])
+                continue
+            row: list[tuple[int, int] | None] = [None]
+            for dim, marks in enumerate(self.factors.dims.get(node, [])):
+                chain = [*sorted(marks), _int(node.shape[dim])]
+                for low, high in itertools.pairwise(chain):
+                    if high > low and (high // low) % size == 0:
+                        row.append((dim, low))
+            options.append(row)
+        found = []
+        for picked in itertools.product(*options):
+            cuts = tuple(
+                (d[0], d[1], name) for d, (name, _) in zip(picked, self.mesh, strict=True) if d
+            )
+            if self._fits(
+                [(("", d), i, m) for d, i, m in cuts], lambda k, i: self._extent(node, k[1], i)
+            ):
+                found.append(Choice(tuple((m, str(d), i) for d, i, m in cuts), (), Sharding(cuts)))
+        return found
+
+    def _extent(self, node: Node, dim: int, inner: int) -> int:
+        chain = [*sorted(self.factors.dims[node][dim]), _int(node.shape[dim])]
+        return chain[chain.index(inner) + 1] // inner if inner in chain[:-1] else 0
+
+    def _fits(self, cuts: Iterable[tuple[object, int, str]], extent: object) -> bool:
+        sizes, used = dict(self.mesh), dict[tuple[object, int], int]()
+        for key, inner, axis in cuts:
+            used[key, inner] = used.get((key, inner), 1) * sizes[axis]
+        return all(extent(k, i) % n == 0 for (k, i), n in used.items())  # type: ignore[operator]
+
+    def _choice(
+        self,
+        node: Node,
+        instance: Instance,
+        out: str,
+        cuts: Mapping[str, Cut],
+        picked: Sequence[tuple[str, int] | None],
+    ) -> Choice | None:
+        taken = [(a[0], a[1], name) for a, (name, _) in zip(picked, self.mesh, strict=True) if a]
+        extents = {a: dict(self.factors.of(node, a)) for a, _, _ in taken}
+        if not self._fits(taken, lambda a, i: extents[a].get(i, 0)):
+            return None
+        if len({a for a, _, _ in taken if cuts[a].inner}) > 1:
+            return None  # two axes combined inside at once: possible, never better
+        if sum(cuts[a].result == "partial" for a in {a for a, _, _ in taken}) > 1:
+            return None
+        used = {x.tensor for let in needed(instance, out) for x in ex.loads(let.body)}
+        operands: list[Sharding | None] = []
+        for name, slots in instance.operands.items():
+            if name not in used:
+                operands.append(None)
+                continue
+            here = [(a, i, m) for a, i, m in taken if name in cuts[a].operands]
+            placed = _placed(slots, here, instance)
+            if placed is None:
+                return None
+            once = tuple((m, "sum") for a, _, m in taken if name in cuts[a].once)
+            operands.append(Sharding(placed, once))
+        result = _placed(
+            instance.results[out], [t for t in taken if cuts[t[0]].result == "cut"], instance
+        )
+        if result is None:
+            return None
+        partial = tuple((m, cuts[a].combine) for a, _, m in taken if cuts[a].result == "partial")
+        inner = []
+        for a, _, m in taken:
+            for let, how in cuts[a].inner:
+                n = math.prod(_int(instance.extents[x]) for x in instance.let(let).axes)
+                others = math.prod(
+                    dict(self.mesh)[k]
+                    for x, _, k in taken
+                    if k != m and x in instance.let(let).axes
+                )
+                inner.append((let, how, m, 4 * n // others))
+        chosen = tuple((m, a, i) for a, i, m in taken)
+        return Choice(chosen, tuple(operands), Sharding(result, partial), tuple(inner))
+
+
+def _placed(
+    slots: Slots, cuts: Iterable[tuple[str, int, str]], instance: Instance
+) -> tuple[tuple[int, int, str], ...] | None:
+    """Cuts of an operator's axes as cuts of a tensor's dims; None where a dim is of size 1."""
+    found = []
+    for axis, inner, mesh in cuts:
+        for names, dim in zip(slots.axes, slots.dims, strict=True):
+            if axis in names:
+                at = names.index(axis)
+                inside = math.prod(_int(instance.extents[a]) for a in names[at + 1 :])
+                found.append((dim, inner * inside, mesh))
+                break
+        else:
+            return None
+    return tuple(found)
+
+
+def samples(
+    inputs: Sequence[Node], nodes: Sequence[Node], found: Factors, batch: int
+) -> dict[Node, tuple[int, int]]:
+    """Where samples lie in every value that has them: (dim, inner).
+
+    Inputs have them in their first dim. From operands they are passed on along the axes that can be
+    cut; a value that sums over them has none.
+    """
+    place = {n: (0, 1) for n in inputs if n.shape and n.shape[0] == batch}
+    for n in nodes:
+        if n.is_leaf or n in place or n.op in ("opaque", "item"):
+            continue
+        instance = instance_of(n)
+        out = out_of(n, instance)
+        for value, slots in zip(n.operands, instance.operands.values(), strict=True):
+            if value not in place:
+                continue
+            dim, inner = place[value]
+            names = next(g for g, d in zip(slots.axes, slots.dims, strict=True) if d == dim)
+            inside = 1
+            for a in reversed(names):
+                extent = _int(instance.extents[a])
+                if inner % inside == 0 and inside <= inner < inside * extent:
+                    where = _placed(instance.results[out], [(a, inner // inside, "")], instance)
+                    cut = analyse(instance, a, out)
+                    if where and isinstance(cut, Cut) and cut.result == "cut":
+                        place[n] = where[0][:2]
+                    break
+                inside *= extent
+            if n in place:
+                break
+    return place
+
+
+def contracts(instance: Instance, out: str) -> tuple[str, ...] | None:
+    """The axes over which an operator sums products of two tensors; None if it does not."""
+    for let in needed(instance, out):
+        for e in ex.walk(let.body):
+            if isinstance(e, Reduce) and e.kind == "sum":
+                for x in ex.walk(e.body):
+                    if isinstance(x, ex.Call) and x.fn == "*":
+                        left, right = (list(ex.loads(a)) for a in x.args)
+                        if left and right and len({y.tensor for y in (*left, *right)}) > 1:
+                            if any(set(e.axes) & _axes_of(y) for y in left) and any(
+                                set(e.axes) & _axes_of(y) for y in right
+                            ):
+                                return e.axes
+    return None
+
+
+def _axes_of(load: Load) -> set[str]:
+    return set().union(*(ex.free(i) for i in load.index)) if load.index else set()
+
+
+def moves_only(instance: Instance, out: str) -> bool:
+    """Whether an operator only puts elements elsewhere, one for one: a view."""
+    lets = needed(instance, out)
+    if len(lets) != 1 or not isinstance(lets[0].body, Load):
+        return False
+    load = lets[0].body
+    plain = load.outside is None and all(isinstance(i, (Index, ex.Num)) for i in load.index)
+    return plain
