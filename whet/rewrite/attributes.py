@@ -116,7 +116,9 @@ def _structural(op: str, shape: Shape, given: Values) -> Iterator[dict[str, obje
             yield from ({"axis": a} for a in range(rank + 1))
         case "reshape":
             seen = {shape}
-            for size in _sizes(shape):
+            for size in given.get("size") or _sizes(shape):
+                if not isinstance(size, tuple) or product(size) != product(shape):
+                    continue
                 if size not in seen and len(size) <= 4:
                     seen.add(size)
                     yield {"size": size}

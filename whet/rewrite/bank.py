@@ -205,7 +205,8 @@ class Bank:
         if record is None:
             for arity in self.scope.widths if op in ("concat", "stack") else (1,):
                 for kinds in self._kinds([None] * arity, n):
-                    yield from self._choices(op, kinds)
+                    if len({len(self.kinds[k].shape) for k in kinds}) == 1:
+                        yield from self._choices(op, kinds)
             return
         ranks = [_rank(shape) for _, shape, _ in record.operands]
         needed = sum(absent is None for _, _, absent in record.operands)

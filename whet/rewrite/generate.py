@@ -34,6 +34,7 @@ from whet.rewrite.sketch import Side, Sketch, Tree
 
 Tell = Callable[[str], None]
 _MOST_GUARDS = 3
+_TRIALS = 2  # a bank has compared both sides already; what is wrong shows at once
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ class Outcome:
 class Journal:
     """Verdicts that were reached, kept in a file as they are reached; none without a place."""
 
-    def __init__(self, place: Path | None, scope: Scope) -> None:
+    def __init__(self, place: Path | None, scope: Scope, known: Sequence[Line] = ()) -> None:
         self.known: dict[str, bool] = {}
         self.outcome: Outcome | None = None
         self._file = None
         if place is None:
             return
         place.mkdir(parents=True, exist_ok=True)
-        key = hashlib.blake2b(f"{version()} {scope}".encode(), digest_size=8).hexdigest()
+        key = hashlib.blake2b(f"{version()} {scope} {known}".encode(), digest_size=8).hexdigest()
         path = place / f"{scope.name.replace(' ', '-')}-{key}.jsonl"
         if path.exists():
             for line in path.read_text().splitlines():
@@ -114,12 +115,14 @@ class Journal:
 
 
 class Explorer:
-    """Finds the rules of one scope."""
+    """Finds the rules of one scope, as far as they do not follow from known ones."""
 
-    def __init__(self, scope: Scope, tell: Tell, place: Path | None = None) -> None:
-        self.scope, self.tell = scope, tell
-        self.journal = Journal(place, scope)
-        self.prover = Prover()
+    def __init__(
+        self, scope: Scope, tell: Tell, place: Path | None = None, known: Sequence[Line] = ()
+    ) -> None:
+        self.scope, self.tell, self.known = scope, tell, known
+        self.journal = Journal(place, scope, known)
+        self.prover = Prover(trials=_TRIALS)
         self.lines: list[Line] = []
         self.unknown: list[str] = []
 
@@ -129,6 +132,8 @@ class Explorer:
             return self.journal.outcome
         bank = Bank(self.scope, self.tell)
         sift = Sift(bank, self._accept, self.tell)
+        for line in self.known:
+            sift.learn(line.conjecture)
         sift.run()
         outcome = Outcome(self.lines, sum(bank.counts), sift.asked, self.unknown)
         self.journal.close(outcome)
@@ -264,15 +269,27 @@ def generate(
         place: folder for journals.
         jobs: scopes that run side by side.
     """
-    if jobs == 1:
-        return [Explorer(s, tell, place).run() for s in scopes]
+    found: dict[str, Outcome] = {}
+    for first in (True, False):
+        known = [x for s in scopes if s.name in found for x in found[s.name].lines]
+        wave = [s for s in scopes if s.first is first]
+        if jobs == 1:
+            found |= {s.name: Explorer(s, tell, place, known).run() for s in wave}
+        else:
+            found |= _side_by_side(wave, tell, place, known, jobs)
+    return [found[s.name] for s in scopes]
+
+
+def _side_by_side(
+    scopes: Sequence[Scope], tell: Tell, place: Path | None, known: Sequence[Line], jobs: int
+) -> dict[str, Outcome]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
         lines = manager.Queue()
-        futures = [pool.submit(_explored, s.name, lines, place) for s in scopes]
+        futures = {s.name: pool.submit(_explored, s, lines, place, known) for s in scopes}
         left = len(futures)
         while left:
             text = lines.get()
@@ -280,14 +297,13 @@ def generate(
                 left -= 1
             else:
                 tell(text)
-        return [f.result() for f in futures]
+        return {name: f.result() for name, f in futures.items()}
 
 
-def _explored(name: str, lines: object, place: Path | None) -> Outcome:
+def _explored(scope: Scope, lines: object, place: Path | None, known: Sequence[Line]) -> Outcome:
     put: Callable[[str | None], None] = lines.put  # type: ignore[attr-defined]
     try:
-        (scope,) = (s for s in SCOPES if s.name == name)
-        return Explorer(scope, put, place).run()
+        return Explorer(scope, put, place, known).run()
     finally:
         put(None)
 

@@ -18,7 +18,7 @@ from whet.errors import WhetError
 from whet.ir.graph import topological
 from whet.ir.types import Poly, Size, substitute
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
-from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, spelled
+from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, spelled, trees
 from whet.rewrite.syntax import is_structural
 
 Proven = Callable[[Conjecture, Form], bool]
@@ -279,9 +279,17 @@ def _axes(sketch: Sketch, proven: Proven) -> Sketch:
     for run in sorted(runs, key=lambda r: (-len(r), r)):
         if len(set(run)) == len(run) and all(d.isalnum() and not d.isdigit() for d in run):
             wider = _grouped(sketch, run)
-            if wider is not None and holds(wider, proven):
+            if wider is not None and _addressed(wider) and holds(wider, proven):
                 return wider
     return sketch
+
+
+def _addressed(sketch: Sketch) -> bool:
+    """Whether an axis is any axis of a group now."""
+    return any(
+        isinstance(v, Text) and v.text in ("a", "p")
+        for s in (*sketch.left, *sketch.right) for t in trees(s) for _, v in t.attrs
+    )  # fmt: skip
 
 
 def _grouped(sketch: Sketch, run: tuple[str, ...]) -> Sketch | None:

@@ -31,7 +31,7 @@ from whet.rewrite.formula import ConjectureError
 from whet.rewrite.integers import Facts, Integers, TooManyQueries
 from whet.rewrite.normal import Normal
 from whet.rewrite.reading import Reader, Refine, Unreadable
-from whet.rewrite.refute import refute
+from whet.rewrite.refute import TRIALS, refute
 from whet.rewrite.rule import Floating, Proof, Refutation, Rule, Unknown, Verdict
 from whet.rewrite.terms import Element, Sum
 
@@ -44,9 +44,13 @@ class Prover:
 
     Args:
         store: proofs by key, kept between processes; whoever does not trust it rechecks.
+        trials: at how many sizes to look for a counterexample first.
     """
 
-    def __init__(self, store: MutableMapping[str, str] | None = None) -> None:
+    def __init__(
+        self, store: MutableMapping[str, str] | None = None, trials: int = TRIALS
+    ) -> None:
+        self.trials = trials
         self._store: MutableMapping[str, str] = {} if store is None else store
         self._verdicts: dict[str, Verdict] = {}
         self.queries = 0
@@ -69,7 +73,7 @@ class Prover:
         return Rule(statement, Proof.parse(proof)) if proof is not None else None
 
     def _proven(self, statement: Statement) -> Verdict:
-        counterexample, trials = refute(statement)
+        counterexample, trials = refute(statement, self.trials)
         if counterexample is not None:
             return Refutation(statement, counterexample)
         if trials == 0:

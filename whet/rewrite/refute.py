@@ -28,10 +28,14 @@ _LARGEST = 1 << 16
 _FAR = 1e-7
 
 
-def refute(statement: Statement) -> tuple[Counterexample | None, int]:
-    """A counterexample if one was found, and at how many assignments both sides were compared."""
+def refute(statement: Statement, trials: int = TRIALS) -> tuple[Counterexample | None, int]:
+    """A counterexample if one was found, and at how many assignments both sides were compared.
+
+    Args:
+        trials: at how many to compare them at most.
+    """
     tried = 0
-    for scope in _assignments(statement):
+    for scope in assignments(statement):
         try:
             leaves = statement.leaves(scope)
             left = build(statement.sides.left, leaves, scope)
@@ -42,12 +46,12 @@ def refute(statement: Statement) -> tuple[Counterexample | None, int]:
             continue
         tried += 1
         found = _differ(statement, scope, left, leaves, seed=tried)
-        if found is not None or tried == TRIALS:
+        if found is not None or tried == trials:
             return found, tried
     return None, tried
 
 
-def _assignments(statement: Statement) -> Iterator[dict[str, object]]:
+def assignments(statement: Statement) -> Iterator[dict[str, object]]:
     """Scopes of concrete sizes; each draw has a mood, from all different to full of ones."""
     draw = random.Random(statement.text)
     lower = set(statement.sides.scalars)

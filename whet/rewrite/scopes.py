@@ -54,6 +54,7 @@ class Scope:
         assignments: numbers of all symbols.
         rank: no tensor has more dims.
         widths: numbers of operands of an operator that takes any number.
+        first: explored before the others, which are pruned by what it finds.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Scope:
     exact: bool = True
     rank: int = 4
     widths: tuple[int, ...] = (2,)
+    first: bool = False
 
     @functools.cached_property
     def symbols(self) -> tuple[str, ...]:
@@ -144,6 +146,11 @@ _FREE = {"start": ["i"], "stop": ["j"], "step": ["T"], "index": ["i"], "value": 
 _SHAPE = ("add", "mul", "concat", "slice", "permute", "relu")
 
 SCOPES: tuple[Scope, ...] = (
+    # what moves and what works element by element; the other scopes build on it
+    Scope("shapes", 3,
+          ("x[M, K, N]", "y[M, K, N]", "z[P, K, N]", "s[()]"), _SHAPE, first=True),
+    Scope("joins", 2, ("x[M, K]", "y[N, K]", "z[P, K]"), ("concat", "stack", "slice", "select"),
+          {"index": ["0", "1"]}, widths=(2, 3), first=True),
     # the matrix, element-wise, concat and split part
     Scope("matrices", 4,
           ("x[M, K]", "y[M, K]", "a[K, N]", "b[K, N]", "s[()]"), ("matmul", *_SHAPE)),
@@ -181,6 +188,37 @@ SCOPES: tuple[Scope, ...] = (
            "mean = full(size=(C, 1, 3, 2), value=1.0) / 6"),
           ("avg_pool2d", "max_pool2d", "conv2d", "add", "mul", "concat", "slice", "relu"),
           {**_POOL, "groups": ["C"]}),
+    # the rest of the table, with the real functions
+    Scope("movement", 3,
+          ("x[M, K, N]", "y[M, K, N]"),
+          ("permute", "reshape", "concat", "slice", "stack", "select", "flip", "relu"),
+          {"index": ["0", "1"]}),
+    Scope("windows", 2, ("x[M, K]", "y[M, K]", "s[()]"),
+          ("pad", "slice", "flip", "roll", "tril", "triu", "add", "mul", "where", "expand"),
+          {**_FREE, "before": ["p"], "after": ["q"], "shift": ["1"], "diagonal": ["0"]}),
+    Scope("numbers", 3,
+          ("x[M]", "y[M]", "z[M]", "zero = 0.0", "one = 1.0", "two = 2.0"),
+          ("add", "sub", "mul", "div", "neg", "reciprocal", "square", "relu", "maximum", "minimum",
+           "abs"), exact=False),
+    Scope("functions", 3,
+          ("x[M]", "y[M]", "one = 1.0"),
+          ("add", "sub", "mul", "div", "neg", "exp", "log", "sqrt", "rsqrt", "sigmoid", "tanh",
+           "silu", "pow"), exact=False),
+    Scope("reductions", 3,
+          ("x[M, K]", "y[M, K]", "r[M, 1]", "s[()]"),
+          ("sum", "mean", "amax", "amin", "add", "mul", "div", "reshape", "relu"), exact=False),
+    Scope("softmaxes", 3,
+          ("x[M, K]", "r[M, 1]", "s[()]", "v[K, N]"),
+          ("softmax", "log_softmax", "logsumexp", "exp", "log", "sum", "add", "sub", "mul", "div",
+           "reshape", "matmul"), exact=False),
+    Scope("norms", 3,
+          ("x[M, K]", "g[K]", "h[K]", "w[N, K]", "s[()]"),
+          ("layer_norm", "rms_norm", "linear", "add", "mul", "sub", "mean", "square"),
+          {"eps": ["0.5"]}, exact=False),
+    Scope("batch norms", 3,
+          ("x[M, C, H, W]", "m[C]", "v[C]", "g[C]", "h[C]", "w[O, C, R, Q]"),
+          ("batch_norm", "conv2d", "relu", "add", "mul", "reshape"),
+          {**_CONV, "groups": ["1"], "eps": ["0.5"], "size": ["(C, 1, 1)"]}, exact=False),
 )
 # fmt: on
 

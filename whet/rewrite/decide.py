@@ -1,0 +1,167 @@
+"""Deciding conjectures that nobody here wrote.
+
+    proven      for all sizes at which both sides exist; `guard` says which these are
+    refuted     with a counterexample
+    unknown     neither
+
+and whether the library alone derives it: both sides at asymmetric sizes in one e-graph, saturated
+with the library's rules, each of them proven at the form at which it is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from whet.errors import WhetError
+from whet.ir.graph import Node
+from whet.rewrite.conjecture import Conjecture, Form, Statement, build
+from whet.rewrite.egraph import EGraph
+from whet.rewrite.ematch import ways
+from whet.rewrite.formula import ConjectureError
+from whet.rewrite.library import library
+from whet.rewrite.prove import Prover
+from whet.rewrite.refute import assignments
+from whet.rewrite.rule import Refutation, Rule, Unknown, Verdict
+from whet.rewrite.saturate import Saturation
+from whet.rewrite.stated import NoSuchSizes, Stated, stated
+from whet.search import Budget
+
+_NODES, _ROUNDS, _MATCHES = 1500, 5, 400
+_BOUNDED = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is known of a conjecture; the fields are those of the JSON that the command writes."""
+
+    name: str
+    verdict: str
+    covers: str = ""
+    guard: str = ""
+    counterexample: str = ""
+    derivable: bool = False
+    derivation: tuple[str, ...] = ()
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass
+class Decider:
+    """Decides entries; remembers proofs between them.
+
+    Attributes:
+        rules: what derivations may use; the shipped library unless given.
+    """
+
+    rules: Mapping[str, Conjecture] = field(default_factory=library)
+    prover: Prover = field(default_factory=Prover)
+
+    def decide(self, entry: Mapping[str, object]) -> Decision:
+        """The verdict on one entry. Raises `ConjectureError` where it cannot be read."""
+        began = time.monotonic()
+        name = str(entry.get("name", "unnamed"))
+        try:
+            claim = stated(entry)
+        except NoSuchSizes as fault:
+            return Decision(
+                name, "refuted", counterexample=str(fault), seconds=time.monotonic() - began
+            )
+        verdicts = [self._verdict(Statement(claim.conjecture, f)) for f in self._forms(claim)]
+        return self._told(claim, verdicts, began)
+
+    def _forms(self, claim: Stated) -> list[Form]:
+        found = [f for f in claim.forms() if _exists(Statement(claim.conjecture, f))]
+        return found or [next(claim.forms())]
+
+    def _verdict(self, statement: Statement) -> Verdict:
+        verdict = self.prover.prove(statement)
+        if not isinstance(verdict, Unknown):
+            return verdict
+        bounded: list[Rule] = []
+        for scope in itertools.islice(assignments(statement), _BOUNDED):
+            again = self.prover.prove(statement.fixed(scope))
+            if not isinstance(again, Rule):
+                return verdict
+            bounded.append(again)
+        return bounded[0] if len(bounded) == _BOUNDED else verdict
+
+    def _told(self, claim: Stated, verdicts: Sequence[Verdict], began: float) -> Decision:
+        guard = [*claim.guards]
+        if claim.conjecture.condition is not None:
+            guard.append(claim.conjecture.text.partition(" if ")[2])
+        common = {"name": claim.name, "guard": " and ".join(guard)}
+        wrong = next((v for v in verdicts if isinstance(v, Refutation)), None)
+        if wrong is not None:
+            shown = str(wrong.counterexample)
+            return Decision(**common, verdict="refuted", counterexample=shown,
+                            seconds=time.monotonic() - began)  # fmt: skip
+        open_ = next((v for v in verdicts if isinstance(v, Unknown)), None)
+        steps = self.derivation(verdicts[0].statement) if open_ is None else None
+        seconds = time.monotonic() - began
+        if open_ is not None:
+            return Decision(**common, verdict="unknown", reason=open_.reason, seconds=seconds)
+        rules = [v for v in verdicts if isinstance(v, Rule)]
+        covers = "; ".join(dict.fromkeys(v.proof.coverage for v in rules))
+        return Decision(
+            **common, verdict="proven", covers=covers, derivable=steps is not None,
+            derivation=tuple(steps or ()), seconds=seconds,
+        )  # fmt: skip
+
+    def derivation(self, statement: Statement) -> list[str] | None:
+        """The library's rules that lead from one side to the other, or None."""
+        return derivation(statement, self.rules, self.prover)
+
+
+def derivation(
+    statement: Statement, rules: Mapping[str, Conjecture], prover: Prover
+) -> list[str] | None:
+    """Names of the rules that a statement follows from, in order; None where none were found."""
+    sides = _sides(statement)
+    if sides is None:
+        return None
+    left, right = sides
+    if left == right:
+        return []
+    try:
+        run = Saturation(EGraph((*left, *right)), ways(rules.values(), both=True), prover)
+        for _ in range(_ROUNDS):
+            run.run(Budget(nodes=_NODES), rounds=1, matches=_MATCHES)
+            if all(run.classes.equal(a, b) for a, b in zip(left, right, strict=True)):
+                return [
+                    m.rule.name + (" (backward)" if m.backward else "")
+                    for m in run.needed(list(zip(left, right, strict=True)))
+                ]
+            if len(run.classes) > _NODES:
+                return None
+    except WhetError:
+        return None
+    return None
+
+
+def _sides(statement: Statement) -> tuple[tuple[Node, ...], tuple[Node, ...]] | None:
+    """Both sides at asymmetric sizes."""
+    for scope in assignments(statement):
+        try:
+            leaves = statement.leaves(scope)
+            left = build(statement.sides.left, leaves, scope)
+            right = build(statement.sides.right, leaves, scope)
+        except (WhetError, ArithmeticError):
+            continue
+        if [n.type for n in left] == [n.type for n in right]:
+            return left, right
+    return None
+
+
+def _exists(statement: Statement) -> bool:
+    try:
+        scope = statement.symbols
+        build(statement.sides.left, statement.leaves(scope), scope)
+    except (WhetError, ArithmeticError, TypeError):
+        return False
+    return True
+
+
+__all__ = ["ConjectureError", "Decider", "Decision", "derivation"]
