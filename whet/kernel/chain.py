@@ -11,7 +11,6 @@ row in the first-level cache. Nothing is recomputed, and nothing needs to be kno
 from __future__ import annotations
 
 from whet.ir import expr as ex
-from whet.ir.expr import Load
 from whet.kernel.draft import Draft, nest, points, turns, weight
 from whet.kernel.inline import Inline
 from whet.kernel.loops import Kernel, Loop, Stmt, Store, accesses, leaves, walk
