@@ -290,10 +290,10 @@ class _Walk:
     def _natives(self, name: str, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
         """The body as one C program; nothing where that cannot be done, counted."""
         try:
-            built, lowered = native(graph.graph, replace(self.chooser, region=False))
-            runner = Runner.of(built)
             parameters = self._parameters(graph.graph, captured)
-            program = Program(lowered, parameters, runner.bind, "native")
+            chooser = replace(self.chooser, region=False)
+            built, lowered = native(graph.graph, chooser, parameters.tensors())
+            program = Program(lowered, parameters, Runner.of(built).bind, "native")
         except (UnsupportedError, InputError) as fault:
             self.chooser.failures[f"native: {fault.got or fault.summary}"] += 1
             return

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from whet.backend import aten
 from whet.backend.artifact import this_processor
@@ -178,13 +179,16 @@ def _sizes(found: list[int] | None) -> tuple[int, ...] | None:
 
 # -- building --------------------------------------------------------------------------------------
 def native(
-    graph: Graph, choose: Callable[[Cluster, list[Kernel]], Kernel]
+    graph: Graph,
+    choose: Callable[[Cluster, list[Kernel]], Kernel],
+    values: Mapping[str, Tensor] | None = None,
 ) -> tuple[Native, Lowered]:
     """A graph as a native program.
 
     Args:
         graph: over concrete shapes.
         choose: which library kernel runs a cluster.
+        values: parameters and constants as they are now; see `prologue`.
 
     Returns:
         The program, and the prologue that derives its constants.
@@ -200,7 +204,7 @@ def native(
         return kernel
 
     program = build(cut(graph, noted))
-    return program, prologue(graph, program, names)
+    return program, prologue(graph, program, names, values)
 
 
 def build(body: Body) -> Native:
@@ -232,13 +236,21 @@ def _kind(v: Value) -> Kind:
     return Kind(TYPES[v.node.dtype.name], v.shape)
 
 
-def prologue(graph: Graph, program: Native, chosen: Mapping[str, str]) -> Lowered:
+def prologue(
+    graph: Graph,
+    program: Native,
+    chosen: Mapping[str, str],
+    values: Mapping[str, Tensor] | None = None,
+) -> Lowered:
     """The steps that compute a program's constants from parameters, in the order it takes them.
 
     Args:
         graph: that the program is of.
         chosen: kernel by cluster key, for the plan.
+        values: parameters and constants as they are now; of those that lie with gaps or in another
+            order, dense copies are made.
     """
+    loose = {k for k, t in (values or {}).items() if not t.is_mkldnn and not t.is_contiguous()}
     nodes = {n.digest: n for n in graph.nodes}
     below = _below({nodes[c.node] for c in program.constants})
     steps: list[Step] = []
@@ -263,6 +275,9 @@ def prologue(graph: Graph, program: Native, chosen: Mapping[str, str]) -> Lowere
                 made[key] = f"w{len(made)}"
                 call = partial(transformed, how=c.how)
                 steps.append(Step(made[key], call, (slots[node],), node, named(c.how)))
+            elif not node.is_leaf or node.name in loose:
+                made[key] = f"d{len(made)}"
+                steps.append(Step(made[key], Tensor.contiguous, (slots[node],), node, "dense"))
     derived = tuple(made[c.node, c.how] for c in program.constants)
     counts = Counter(name for name, _ in program.calls)
     inputs = tuple(f"x{k}" for k in range(len(graph.inputs)))

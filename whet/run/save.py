@@ -283,7 +283,7 @@ def assemble(
         InputError: the parameters are not what the compiled body was made for.
     """
     if plan.engine == "native" and isinstance(body, Runner):
-        lowered = prologue(graph, body.native, plan.kernels)
+        lowered = prologue(graph, body.native, plan.kernels, parameters.tensors())
         return Program(lowered, parameters, body.bind, "native")
 
     def planned(cluster: Cluster, kernels: list[Kernel]) -> Kernel:
