@@ -120,7 +120,7 @@ def recomputation() -> list[Published]:
 
 
 def mpt() -> list[Published]:
-    """FSDP of MPT models at a sequence length of 2,048; the largest run of each model and device."""
+    """FSDP of MPT models on 2,048 tokens: one run of each model and device."""
     # fmt: off
     rows = (
         # name layers hidden heads machine        GPUs mbs accumulate ckpt   tokens/s of a GPU
@@ -143,7 +143,7 @@ def mpt() -> list[Published]:
         split = Split(1, 1, gpus, mbs, times, 1, kind, flash=True, zero=3, gradient=FULL_PRECISION)
         seconds = mbs * times * model.sequence / rate
         of = "A100" if preset == "a100x8" else "H100"
-        # They ran the first FlashAttention: 25 to 40% of the peak on an A100 (Dao, 2023, section 1).
+        # They ran the first FlashAttention: 25 to 40% of an A100's peak (Dao, 2023, section 1).
         kernels = ",device.curves.2.top=0.33"
         machine = f"{preset}:{-(-gpus // 8)}{kernels}"
         found.append(Published(f"MPT {name}, {gpus} {of}", machine, model, split, seconds, MPT))
@@ -223,16 +223,15 @@ def measure(
 def page(records: list[dict[str, Any]]) -> str:
     """The table: published and predicted seconds of a step, and the error."""
     lines = [
-        "Seconds of one training step, as published and as simulated; nothing is calibrated on"
-        " these runs.",
+        "Seconds of one training step, published and simulated; nothing is calibrated on these.",
         "",
         f"{'run':<42}{'published':>10}{'simulated':>10}{'error':>8}   source",
     ]
-    for r in records:
-        lines.append(
-            f"{r['model']:<42}{r['published_s']:>10.2f}{r['median_s']:>10.2f}"
-            f"{100 * r['error']:>+7.1f}%   {r['source'].split(',')[0]}"
-        )
+    lines += [
+        f"{r['model']:<42}{r['published_s']:>10.2f}{r['median_s']:>10.2f}"
+        f"{100 * r['error']:>+7.1f}%   {r['source'].split(',')[0]}"
+        for r in records
+    ]
     within = sum(abs(r["error"]) <= 0.15 for r in records)
     mean = sum(abs(r["error"]) for r in records) / len(records)
     lines += [

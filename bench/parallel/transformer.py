@@ -1,4 +1,4 @@
-"""A decoder as placed blocks, by arithmetic: what published runs of language models did on a device.
+"""A decoder as placed blocks, by arithmetic: what published runs of language models did.
 
 The runs that the simulator is compared with used frameworks of their own, so their models are
 written down here directly: which kernels and collectives one layer issues, with which sizes.
@@ -9,7 +9,7 @@ al., 2022, sections 4 and 5 (sequence parallelism, selective recomputation, save
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.machine import Mesh
 from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage, Step, Weights
@@ -342,6 +342,4 @@ def _known(step: int) -> tuple[int, ...]:
 
 
 def _with(step: Step, **changes: object) -> Step:
-    from dataclasses import replace
-
     return replace(step, **changes)  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ VERBS: Mapping[str, str] = {
     "run":      "run a saved program on random inputs: its time and its error",
     "rules":    "list, show and verify the rewrites that whet has proven",
     "bench":    "compare with eager, torch.compile, ONNX Runtime and OpenVINO",
+    "machine":  "the machines that plans are made for: list, show, measure",
     "zoo":      "list the models that come with whet",
     "store":    "what whet remembers: stats, export, import, prune",
     "doctor":   "versions, machine, compiler and store: is everything in order?",

@@ -97,13 +97,11 @@ def _grid(points: tuple[tuple[tuple[int, ...], float], ...], at: tuple[float, ..
         if rate is not None:
             w = math.prod(part for _, part in corner)
             total, weight = total + w * math.log(rate), weight + w
-    if weight == 0.0:
-        raise WhetError(
-            "a curve has no point near these sizes",
-            expected="measured points that form a grid",
-            got=[round(math.exp(x)) for x in at],
-            hint="measure the machine again: whet machine measure",
+    if weight == 0.0:  # no corner of the cell was measured: the nearest point
+        near = min(
+            known, key=lambda p: sum((math.log(q) - x) ** 2 for q, x in zip(p, at, strict=True))
         )
+        return math.log(known[near])
     return total / weight
 
 

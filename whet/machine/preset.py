@@ -50,6 +50,15 @@ def cluster(name: str) -> Cluster:
     Raises:
         WhetError: there is no such preset or file, or a path or value does not fit.
     """
+    return read(text_of(name), name)
+
+
+def text_of(name: str) -> Text:
+    """The text of a `Name`, its changes made.
+
+    Raises:
+        WhetError: there is no such preset or file, or a path or value does not fit.
+    """
     base, *changes = name.split(",")
     text = _load(base)
     for change in changes:
@@ -59,7 +68,7 @@ def cluster(name: str) -> Cluster:
                 "a change of a machine needs a value", expected="path=value", got=change, where=name
             )
         text = overridden(text, path.strip(), yaml.safe_load(value))
-    return read(text, name)
+    return text
 
 
 def _load(name: str) -> Text:
@@ -296,5 +305,43 @@ def _only(row: Mapping[str, Any], known: tuple[str, ...] | list[str], where: str
 
 
 def write(text: Mapping[str, Any]) -> str:
-    """A machine's text as YAML, small lists on one line; `parse` reads it back."""
-    return yaml.dump(dict(text), sort_keys=False, default_flow_style=None, width=100)
+    """A machine's text as YAML, a measured point on a line; `parse` reads it back."""
+    head = "# Units: memory GB, bandwidth GB/s, peak TFLOP/s, latency and launch us, rates G/s.\n"
+    body: str = yaml.dump(
+        _rows(text), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100
+    )
+    return head + body
+
+
+class _Row(list):  # type: ignore[type-arg]
+    """A list that is written on one line."""
+
+
+class _Column(list):  # type: ignore[type-arg]
+    """A list with a line for each element."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Knows rows and columns."""
+
+
+_Dumper.add_representer(
+    _Row, lambda dumper, row: dumper.represent_sequence("tag:yaml.org,2002:seq", row, True)
+)
+
+_Dumper.add_representer(
+    _Column, lambda dumper, rows: dumper.represent_sequence("tag:yaml.org,2002:seq", rows, False)
+)
+
+
+def _rows(at: Any, key: str = "") -> Any:
+    """The same data, each of its `points` a row."""
+    if isinstance(at, Mapping):
+        return {k: _rows(v, k) for k, v in at.items()}
+    if isinstance(at, str):
+        return at.strip()
+    if key == "sources":
+        return _Column(at)
+    if isinstance(at, list):
+        return [_Row(v) if key == "points" else _rows(v) for v in at]
+    return at

@@ -46,7 +46,8 @@ def advance(
         state: what earlier segments left.
         ops: what this one issues.
         slowdown: of each class, the rates of a kernel and of a collective beside each other.
-        log: is told each op with the ticks of its start and end, counted from here.
+        log: is told each op with the ticks of its start and end, counted from here; of one that
+            outlasts the segment, what ran within.
 
     Returns:
         (ticks, ticks in which class 0 computes, what is left).
@@ -136,6 +137,9 @@ def advance(
                 waiting[j] -= 1
                 fresh.append(j)
         running = still
+    if log is not None:
+        for i in running:  # so far; it goes on in the next segment
+            log(every[i], began[i], now)
     if not open_:
         return now, busy, EMPTY
     kept = [i for i, d in enumerate(done) if not d]

@@ -61,7 +61,7 @@ def orders(placed: Placed) -> tuple[Order, ...]:
         case "gpipe":
             made = [_gpipe(g, batches) for g in range(groups)]
         case "zero_bubble":
-            made = _zero_bubble(groups, batches)
+            made = [_zero_bubble(g, groups, batches) for g in range(groups)]
         case "interleaved" if placed.chunks > 1:
             if batches % groups:
                 raise PlacedError(
@@ -112,32 +112,24 @@ def _interleaved(group: int, groups: int, chunks: int, batches: int) -> list[Tur
     return turns + [backward(k) for k in range(total - ahead, total)]
 
 
-def _zero_bubble(groups: int, batches: int) -> list[list[Turn]]:
-    """Greedy in unit time: inputs' gradients first, then forward, and weights' when neither can be.
+def _zero_bubble(group: int, groups: int, batches: int) -> list[Turn]:
+    """As 1f1b, with the weights' half of group g's backward `g` microbatches late.
 
-    A group holds at most as many microbatches (forward begun, weights' gradient not done) as the
-    first one does under 1f1b.
+    What is late at the end fills the pipeline's drain. A group holds groups - g microbatches whose
+    inputs' half is to come, and g whose weights' half is: as many as the first under 1f1b.
     """
-    turns: list[list[Turn]] = [[] for _ in range(groups)]
-    ran = [{"forward": 0, "inputs": 0, "weights": 0} for _ in range(groups)]
-    while any(r["weights"] < batches for r in ran):
-        before = [dict(r) for r in ran]  # all groups look at the same moment
-        for g in range(groups):
-            own = before[g]
-            ready = own["forward"] if g == groups - 1 else before[g + 1]["inputs"]
-            came = batches if g == 0 else before[g - 1]["forward"]
-            held = own["forward"] - own["weights"]
-            if own["inputs"] < min(own["forward"], ready):
-                name = "inputs"
-            elif own["forward"] < min(batches, came) and held < groups:
-                name = "forward"
-            elif own["weights"] < own["inputs"]:
-                name = "weights"
-            else:
-                continue
-            turns[g].append(Turn(name, g, own[name]))
-            ran[g][name] += 1
-    return turns
+    turns: list[Turn] = []
+    late = 0
+    for turn in _one_by_one(group, groups, batches):
+        if turn.name == "forward":
+            turns.append(turn)
+            continue
+        m = turn.microbatch
+        turns.append(Turn("inputs", group, m))
+        if m - late >= group:
+            turns.append(Turn("weights", group, late))
+            late += 1
+    return turns + [Turn("weights", group, m) for m in range(late, batches)]
 
 
 def needs(turn: Turn, placed: Placed, last_stage: int) -> Turn | None:

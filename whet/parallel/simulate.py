@@ -179,9 +179,7 @@ class Simulator:
 
     def ran(self, model: Model, turn: Turn, placed: Placed) -> Ran:
         """One pass of a stage; that of the last microbatch reduces gradients."""
-        name = turn.name
-        if name in REDUCING and turn.microbatch == placed.microbatches - 1:
-            name += LAST
+        name = pass_name(turn, placed)
         found = model.passes.get(name)
         if found is None:
             found = model.passes[name] = _run(model, name, placed)
@@ -257,6 +255,12 @@ class Model:
     memo: Memo
     passes: dict[str, Ran]
     base: tuple[int, ...]
+
+
+def pass_name(turn: Turn, placed: Placed) -> str:
+    """The name of a turn's pass; the last microbatch's is another one, if it reduces gradients."""
+    last = turn.name in REDUCING and turn.microbatch == placed.microbatches - 1
+    return turn.name + LAST if last else turn.name
 
 
 def programs(model: Model, name: str, placed: Placed) -> list[tuple[Program, int]]:

@@ -1,0 +1,376 @@
+"""Measuring the machine that plans run on: this host, as processes that talk over loopback.
+
+    Text := devices (peak, curves, launch, slowdown), links, timings        see whet.machine.preset
+
+What is measured, in all processes at once as a plan would run, each with its share of the cores:
+
+    kernels      contractions on a grid of sizes, convolutions, streams of bytes, gathers; for each
+                 class the rate that it gets; and what the smallest kernel takes
+    collectives  each on a range of sizes, for each number of ranks: points for interpolation
+    messages     latency and bandwidth of a link, from ping and pong
+    overlap      how much a kernel and a collective slow each other down
+
+`python -m whet.run.calibrate JOB.json` is one of the processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from whet.errors import WhetError
+from whet.machine import Machine
+
+SIZES = (16, 64, 256, 1024)  # of m, n and k of a contraction
+STREAMS = tuple(1 << p for p in range(12, 28, 3))  # bytes that a stream moves
+MESSAGES = tuple(1 << p for p in range(10, 26, 2))  # bytes of a collective's tensor
+CHANNELS, IMAGES = (16, 64, 256), (7, 14, 28, 56)
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
+SAMPLES, SAMPLE_S = 7, 4e-3
+TIMEOUT_S = 300.0
+GIGA, MICRO = 1e9, 1e-6
+
+Call = Callable[[], object]
+
+
+def measured(ranks: int = 2, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The text of a machine: this host with `ranks` processes as its devices.
+
+    Args:
+        ranks: processes; the cores are shared out among them.
+        progress: is told what is being measured.
+
+    Raises:
+        WhetError: fewer than two ranks, or a process failed.
+    """
+    if ranks < 2:
+        raise WhetError("links are between processes", expected="2 ranks or more", got=ranks)
+    host = Machine.detect()
+    progress(f"measuring kernels and collectives with {ranks} processes")
+    with tempfile.TemporaryDirectory(prefix="whet-calibrate-") as place:
+        found = _in_processes(ranks, max(1, host.threads // ranks), Path(place))
+    return _text(host, ranks, found)
+
+
+def _in_processes(ranks: int, threads: int, folder: Path) -> dict[str, Any]:
+    job = {"ranks": ranks, "threads": threads, "folder": str(folder)}
+    workers = []
+    for rank in range(ranks):
+        file = folder / f"job{rank}.json"
+        file.write_text(json.dumps({**job, "rank": rank}))
+        log = (folder / f"log{rank}.txt").open("w")
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "whet.run.calibrate", str(file)],
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        )
+        log.close()
+    try:
+        for rank, worker in enumerate(workers):
+            if worker.wait(TIMEOUT_S):
+                lines = (folder / f"log{rank}.txt").read_text().strip().splitlines()
+                raise WhetError(
+                    f"measuring failed in process {rank}", got="\n".join(lines[-5:]) or "no output"
+                )
+    except subprocess.TimeoutExpired:
+        raise WhetError(f"measuring took more than {TIMEOUT_S:.0f} s") from None
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    every = [json.loads((folder / f"found{rank}.json").read_text()) for rank in range(ranks)]
+    found: dict[str, Any] = _slowest(every)
+    return found
+
+
+def _slowest(every: Sequence[Any]) -> Any:
+    """Of times that all processes took, the longest: a step waits for the last one."""
+    first = every[0]
+    if isinstance(first, dict):
+        return {key: _slowest([e[key] for e in every]) for key in first}
+    if isinstance(first, list):
+        return [_slowest(list(each)) for each in zip(*every, strict=True)]
+    return max(every)
+
+
+def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
+    launch = float(found["launch"])
+
+    def rate(work: float, seconds: float) -> float:
+        return round(work / max(seconds - launch, 0.02 * seconds) / GIGA, 3)
+
+    contraction = [[d, rate(2 * d[0] * d[1] * d[2], s)] for d, s in found["contraction"]]
+    fastest = max(rate(2 * d[0] * d[1] * d[2], s) for d, s in found["contraction"])
+    window = [[d, rate(2 * d[0] * d[1] * d[2], s)] for d, s in found["window"]]
+    stream = [[[size], rate(size, s)] for size, s in found["stream"]]
+    gather = [[[size], rate(size, s)] for size, s in found["gather"]]
+    latency, bandwidth = found["link"]
+    device = {
+        "memory": round(host.memory / ranks / GIGA, 3),
+        "bandwidth": max(rate(size, s) for size, s in found["stream"]),
+        "peak": {
+            "float32": round(fastest / 1e3, 6),
+            "vector_float32": round(found["vector"] / 1e12, 6),
+        },
+        "units": 1,
+        "launch": round(launch / MICRO, 3),
+        "slowdown": [round(x, 3) for x in found["slowdown"]],
+        "grain": [64, 64, 1 << 62],
+        "curves": [
+            {"kind": "contraction", "points": contraction},
+            {"kind": "window", "points": window},
+            {"kind": "stream", "points": stream},
+            {"kind": "gather", "points": gather},
+        ],
+    }
+    return {
+        "version": 1,
+        "name": f"{host.name}-{ranks}-ranks",
+        "about": f"{ranks} processes on one host over loopback, measured by whet machine measure.",
+        "sources": [
+            f"measured on {host.processor}, {host.threads} threads, torch {torch.__version__}"
+        ],
+        "devices": {"process": device},
+        "links": {
+            "loopback": {
+                "latency": round(latency / MICRO, 3),
+                "bandwidth": round(bandwidth / GIGA, 4),
+                "medium": True,
+            }
+        },
+        "nodes": [
+            {
+                "count": 1,
+                "device": "process",
+                "inside": [{"name": "host", "units": ranks, "link": "loopback"}],
+            }
+        ],
+        "timings": [
+            {
+                "what": what,
+                "ranks": int(size),
+                "points": [[b, round(s / MICRO, 2)] for b, s in points],
+            }
+            for size, by_name in found["collectives"].items()
+            for what, points in by_name.items()
+        ],
+    }
+
+
+# ---- one process ----
+
+
+def main(job: dict[str, Any]) -> None:
+    """Measures as one of the processes, and writes what it found."""
+    folder, rank, ranks = Path(job["folder"]), job["rank"], job["ranks"]
+    torch.set_num_threads(job["threads"])
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'store'}",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=TIMEOUT_S / 2),
+    )
+    with torch.no_grad():
+        small = torch.zeros(4)
+        found: dict[str, Any] = {"launch": _seconds(lambda: small + small)}
+        found["contraction"] = list(_contractions())
+        found["window"] = list(_windows())
+        found["stream"] = list(_streams())
+        found["gather"] = list(_gathers())
+        found["vector"] = _vector()
+        found["collectives"] = _collectives(rank, ranks)
+        found["link"] = _link(rank)
+        found["slowdown"] = _overlap()
+    (folder / f"found{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _seconds(call: Call) -> float:
+    """Seconds of a call, while all processes make it; a sample is long enough to time.
+
+    Processes start each sample together and take as many calls, so that none is timed while the
+    others have ended. Other programs can only lengthen a sample: the lower quartile counts.
+    """
+    call()
+    began = time.perf_counter()
+    call()
+    once = torch.tensor([time.perf_counter() - began])
+    dist.all_reduce(once, op=dist.ReduceOp.MAX)
+    longest = float(once)
+    calls = max(1, round(SAMPLE_S / max(longest, 1e-7)))
+    samples = []
+    for _ in range(SAMPLES if longest < 0.05 else 3):
+        dist.barrier()
+        call()
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        samples.append((time.perf_counter() - began) / calls)
+    return _low(samples)
+
+
+def _low(samples: Sequence[float]) -> float:
+    """The lower quartile."""
+    return statistics.quantiles(samples, n=4, method="inclusive")[0]
+
+
+def _contractions() -> Iterable[tuple[tuple[int, int, int], float]]:
+    for m in SIZES:
+        for n in SIZES:
+            for k in SIZES:
+                x, w = torch.randn(m, k), torch.randn(n, k)
+                yield (m, n, k), _seconds(lambda x=x, w=w: x @ w.t())  # type: ignore[misc]
+
+
+def _windows() -> Iterable[tuple[tuple[int, int, int], float]]:
+    for c in CHANNELS:
+        for side in IMAGES:
+            x, w = torch.randn(4, c, side, side), torch.randn(c, c, 3, 3)
+            call = lambda x=x, w=w: torch.conv2d(x, w, padding=1)  # noqa: E731
+            yield (4 * side * side, c, 9 * c), _seconds(call)
+
+
+def _streams() -> Iterable[tuple[int, float]]:
+    """A sum reads two tensors and writes a third."""
+    for size in STREAMS:
+        x, y = torch.randn(size // 12), torch.randn(size // 12)
+        yield size // 12 * 12, _seconds(lambda x=x, y=y: x + y)  # type: ignore[misc]
+
+
+def _gathers() -> Iterable[tuple[int, float]]:
+    """Rows of a table that no cache holds; read and written."""
+    table = torch.randn(1 << 20, 64)
+    for size in STREAMS[1:]:
+        rows = max(1, size // 512)
+        ids = torch.randint(len(table), (rows,))
+        yield rows * 512, _seconds(lambda ids=ids: table[ids])  # type: ignore[misc]
+
+
+def _vector() -> float:
+    """Element-wise operations a second: what a softmax gets, five for each element."""
+    x = torch.randn(256, 1024)
+    return 5 * x.numel() / _seconds(lambda: torch.softmax(x, -1))
+
+
+def _collectives(rank: int, ranks: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Times of each collective by number of ranks: powers of two up to all."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    sizes = [n for n in (2, 4, 8, 16) if n < ranks] + [ranks]
+    for n in sizes:
+        # All groups of that size work at once, as they do in a plan.
+        groups = [dist.new_group(list(range(g, g + n))) for g in range(0, ranks - n + 1, n)]
+        own = groups[min(rank // n, len(groups) - 1)] if rank < n * len(groups) else None
+        found[str(n)] = {what: _collective(what, n, own) for what in COLLECTIVES}
+    return found
+
+
+def _collective(what: str, n: int, group: Any) -> list[tuple[int, float]]:
+    points = []
+    for size in MESSAGES:
+        elements = size // 4 // n * n
+        call = _call(what, torch.ones(elements), torch.ones(elements // n), group)
+        times = 15 if size < 1 << 22 else 5
+        points.append((elements * 4, _together(call, times) if group is not None else 0.0))
+        dist.barrier()
+    return points
+
+
+def _call(what: str, whole: torch.Tensor, part: torch.Tensor, group: Any) -> Call:
+    """A collective on a tensor and, where it has one, each rank's part of it."""
+    other = torch.empty_like(whole)
+    match what:
+        case "all_reduce":
+            return lambda: dist.all_reduce(whole, group=group)
+        case "all_gather":
+            return lambda: dist.all_gather_into_tensor(whole, part, group=group)
+        case "reduce_scatter":
+            return lambda: dist.reduce_scatter_tensor(part, whole, group=group)
+        case "all_to_all":
+            return lambda: dist.all_to_all_single(other, whole, group=group)
+        case _:
+            return lambda: dist.broadcast(whole, group_src=0, group=group)
+
+
+def _together(call: Call, times: int) -> float:
+    """Seconds of a call that ranks make together; not repeated by the clock of one rank."""
+    call()
+    samples = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        call()
+        samples.append((time.perf_counter() - began) / 2)
+    return _low(samples)
+
+
+def _link(rank: int) -> tuple[float, float]:
+    """(latency, bytes a second) of messages between the first two processes."""
+    small, large = torch.zeros(1), torch.zeros(1 << 21)
+
+    def ping(x: torch.Tensor) -> Call:
+        def call() -> None:
+            if rank == 0:
+                dist.send(x, 1)
+                dist.recv(x, 1)
+            elif rank == 1:
+                dist.recv(x, 0)
+                dist.send(x, 0)
+
+        return call
+
+    short, long = _together(ping(small), 15) / 2, _together(ping(large), 9) / 2
+    dist.barrier()
+    return short, large.numel() * 4 / max(long - short, 1e-9)
+
+
+def _overlap() -> tuple[float, float]:
+    """How many times longer a kernel takes beside a collective, and a collective beside a kernel.
+
+    Both are started together; as long as neither is done both are slowed down. What the one that
+    lasts longer does alone is taken off.
+    """
+    x, big = torch.randn(256, 256), torch.zeros(1 << 22)
+    moving = _together(lambda: dist.all_reduce(big), 5)
+    product = _seconds(lambda: x @ x)
+    kernel, move = [], []
+    for share in (0.5, 1.0):
+        times = max(1, round(share * moving / product))
+        alone = times * product
+        for _ in range(5):
+            dist.barrier()
+            began = time.perf_counter()
+            work = dist.all_reduce(big, async_op=True)
+            for _ in range(times):
+                x @ x
+            computed = time.perf_counter() - began
+            done = work.is_completed()
+            work.wait()
+            moved = time.perf_counter() - began
+            if not done:  # all of the kernels ran beside it
+                kernel.append(computed / alone)
+                move.append(computed / max(moving - (moved - computed), 0.1 * computed))
+    if not kernel:
+        return 1.0, 1.0
+    return max(1.0, statistics.median(kernel)), max(1.0, statistics.median(move))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
