@@ -61,7 +61,7 @@ def read(text: str) -> Schedule:
     Raises:
         KernelError: a line is no move.
     """
-    return tuple(parse(line) for line in text.splitlines() if line.strip())
+    return tuple(parse(line.strip()) for line in text.splitlines() if line.strip())
 
 
 def moves() -> dict[str, type[Move]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from whet.ir import expr as ex
 from whet.ir.expr import Call, Expr, Load, Num, Select
 from whet.kernel.affine import simplify
-from whet.kernel.legal import Path, around, find, named, refuse
+from whet.kernel.legal import Path, Refused, around, find, independent, named, refuse
 from whet.kernel.loops import (
     Access,
     Buffer,
+    If,
     Kernel,
     Loop,
     Stmt,
@@ -25,7 +27,7 @@ from whet.kernel.loops import (
     walk,
 )
 from whet.kernel.move import Move, fresh, register, replaced
-from whet.kernel.region import Span, box, guarded, nested, reach, region, shifted
+from whet.kernel.region import Span, box, digits, extent, guarded, nested, reach, region, shifted
 from whet.kernel.tidy import conjuncts, tidy
 
 
@@ -34,9 +36,9 @@ from whet.kernel.tidy import conjuncts, tidy
 class Stage(Move):
     """What one iteration of a loop touches of a buffer is copied to scratch; it works on the copy.
 
-    What is read is copied in, what is written is copied back. Where all reads stand under the
-    condition that they are inside the buffer, with one number for what is outside, that number is
-    filled in, and the conditions go.
+    What is read is copied in, unless the loop begins with storing it; what is written is copied
+    back. Where all reads stand under the condition that they are inside the buffer, with one number
+    for what is outside, that number is filled in, and the conditions go.
 
     before:
         x: input[f32, 9]
@@ -73,7 +75,7 @@ class Stage(Move):
         loops, places, tests = box(name, spans, b.sizes, outer)
         there = tuple(ex.call("+", s.low, p) for s, p in zip(spans, places, strict=True))
         body = _onto(target.body, b.name, name, spans, fill)
-        if any(a.kind != "store" for a in touched):
+        if not _made(target, path, b, spans):
             value: Expr = Load(b.name, there)
             if fill is not None:
                 loops = [(v, s.size) for (v, _), s in zip(loops, _wide(spans), strict=True)]
@@ -89,8 +91,11 @@ class Stage(Move):
             body = (*body, *nested(again, substituted(guarded(tests, out), back)))
         k = replaced(k, self.loop, lambda s: replace(s, body=body))
         sizes = tuple(s.size for s in spans)
-        k = replace(k, buffers=(*k.buffers, Buffer(name, sizes, b.dtype, "memory")))
-        return tidy(k)
+        k = tidy(replace(k, buffers=(*k.buffers, Buffer(name, sizes, b.dtype, "memory"))))
+        for s in (*path, target):
+            if isinstance(s, Loop) and s.kind == "parallel" and s.var in k.loops:
+                independent(k, *find(k, s.var))
+        return k
 
     def check(self, k: Kernel) -> tuple[Loop, Path, list[Access]]:
         """The loop touches the buffer; what is stored without being read is stored everywhere."""
@@ -99,11 +104,39 @@ class Stage(Move):
         touched = [a for a in accesses(target.body, (*path, target)) if a.buffer == self.buffer]
         if not touched:
             raise refuse("uses", loop=self.loop, buffer=self.buffer, used=0)
-        if all(a.kind == "store" for a in touched):
-            raise refuse("uses", loop=self.loop, buffer=self.buffer, read=0)
         if target.kind in ("vector", "unroll"):
             raise refuse("kind", loop=self.loop)
         return target, path, touched
+
+
+def _made(target: Loop, path: Path, b: Buffer, spans: Sequence[Span]) -> bool:
+    """Does the loop begin with storing all of the region, under no condition?"""
+    inner = (*path, target)
+    for s in target.body:
+        touched = [a for a in accesses((s,), inner) if a.buffer == b.name]
+        if not touched:
+            continue
+        if len(touched) != 1 or touched[0].kind != "store":
+            return False
+        within = touched[0].path[len(inner) :]
+        if any(isinstance(x, If) for x in within):
+            return False
+        domain = around(touched[0].path)
+        index = [simplify(i, domain) for i in shifted(touched[0].index, spans)]
+        try:
+            plan = digits(index, around(within), b.name)
+        except Refused:
+            return False
+        outer = around(inner)
+        for dim, span, n in zip(plan, spans, b.sizes, strict=True):
+            wanted = extent(span, n, outer)
+            whole = all(isinstance(domain[d.var], int) for d in dim)
+            if whole and math.prod(d.extent for d in dim) == span.size:
+                continue
+            if len(dim) != 1 or domain[dim[0].var] != wanted:
+                return False
+        return True
+    return False
 
 
 def _wide(spans: Sequence[Span]) -> list[Span]:
