@@ -24,17 +24,15 @@ from dataclasses import dataclass, field
 
 from whet.machine import Cluster, Mesh
 from whet.parallel import collective
+from whet.parallel.agenda import LAST, Agenda, agenda
 from whet.parallel.collective import Channel
 from whet.parallel.engine import Memo
 from whet.parallel.layout import Laid, lay
-from whet.parallel.pipeline import Order, Turn, orders
+from whet.parallel.pipeline import Turn
 from whet.parallel.placed import Placed, Stage, Step
 from whet.parallel.program import TICKS, Pricer, Program
 from whet.parallel.symmetry import axes_used, classes
 from whet.parallel.tasks import passes, resident
-
-REDUCING = ("backward", "weights")
-LAST = "*"  # ends the name of the pass that reduces the gradients of all microbatches
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +111,22 @@ class Simulator:
             PlacedError: the placed model contradicts itself.
             WhetError: it does not fit the cluster.
         """
-        models, turns, laid = self.laid(placed)
-        return self._summary(placed, models, turns, laid)
+        models, plan, ran, laid = self.laid(placed)
+        return self._summary(placed, models, plan, ran, laid)
 
-    def laid(self, placed: Placed) -> tuple[list[Model], tuple[Order, ...], Laid]:
-        """The models of its stages, the order of each group, and when everything runs."""
+    def laid(self, placed: Placed) -> tuple[list[Model], Agenda, list[Ran], Laid]:
+        """The models of its stages, its agenda, each of its passes, and when everything runs."""
         models = [self.model(placed, k) for k in range(len(placed.stages))]
-        turns = orders(placed)
-        spans = [[self.ran(models[t.stage], t, placed).ticks for t in order] for order in turns]
-        return models, turns, lay(turns, spans, self.channels(placed), placed)
+        plan = agenda(placed)
+        ran = [self.ran(models[stage], name, placed) for stage, name in plan.passes]
+        between = self.channels(placed)
+        channels = [between[ends] for ends in plan.channels]
+        return models, plan, ran, lay(plan, [r.ticks for r in ran], channels)
 
     def starts(self, placed: Placed) -> dict[Turn, int]:
         """The tick at which each pass starts."""
-        _, turns, laid = self.laid(placed)
-        return {
-            turn: start
-            for order, starts in zip(turns, laid.starts, strict=True)
-            for turn, start in zip(order, starts, strict=True)
-        }
+        _, plan, _, laid = self.laid(placed)
+        return dict(zip(plan.turns, laid.starts, strict=True))
 
     def step_s(self, step: Step, mesh: Mesh, device: int = 0) -> float:
         """Seconds of one step alone: a kernel on the mesh's `device`-th device, or a collective."""
@@ -177,9 +173,8 @@ class Simulator:
         sizes = resident(stage, placed.optimizer, training=placed.training)
         return tuple(sum(map(device.rounded, sizes)) for device in pricer.classes.devices)
 
-    def ran(self, model: Model, turn: Turn, placed: Placed) -> Ran:
-        """One pass of a stage; that of the last microbatch reduces gradients."""
-        name = pass_name(turn, placed)
+    def ran(self, model: Model, name: str, placed: Placed) -> Ran:
+        """One pass of a stage, by its name in the agenda."""
         found = model.passes.get(name)
         if found is None:
             found = model.passes[name] = _run(model, name, placed)
@@ -202,29 +197,33 @@ class Simulator:
     # ---- the step ----
 
     def _summary(
-        self, placed: Placed, models: Sequence[Model], turns: Sequence[Order], laid: Laid
+        self,
+        placed: Placed,
+        models: Sequence[Model],
+        plan: Agenda,
+        ran: Sequence[Ran],
+        laid: Laid,
     ) -> Simulated:
         memory, capacity, computing, exposed, works = [], [], [], [], []
-        each: dict[tuple[int, str], float] = {}
         total = max(laid.ticks, 1)
-        for g, order in enumerate(turns):
-            ran = [self.ran(models[t.stage], t, placed) for t in order]
-            size, limit = peak_of_group(placed, g, models, order, ran)
+        for g, counts in enumerate(plan.counts):
+            size, limit = peak_of_group(placed, g, models, plan, ran)
             memory.append(size)
             capacity.append(limit)
-            for turn, r in zip(order, ran, strict=True):
-                last = turn.microbatch == placed.microbatches - 1
-                if turn.name not in REDUCING or last:
-                    each[turn.stage, turn.name] = r.ticks / TICKS
-            busy = sum(r.busy for r in ran)
+            busy = sum(times * ran[k].busy for k, times in counts)
+            spent = sum(times * ran[k].ticks for k, times in counts)
             computing.append(busy / total)
-            exposed.append((sum(r.ticks for r in ran) - busy) / total)
+            exposed.append((spent - busy) / total)
             work: dict[str, float] = {}
-            for r in ran:
-                for kind, seconds in r.work:
-                    work[kind] = work.get(kind, 0.0) + seconds
+            for k, times in counts:
+                for kind, seconds in ran[k].work:
+                    work[kind] = work.get(kind, 0.0) + times * seconds
             works.append(work)
         idle = tuple(max(0.0, 1 - c - e) for c, e in zip(computing, exposed, strict=True))
+        each = {
+            (stage, name.removesuffix(LAST)): r.ticks / TICKS
+            for (stage, name), r in sorted(zip(plan.passes, ran, strict=True), key=_by_name)
+        }
         return Simulated(
             laid.ticks / TICKS,
             laid.ticks,
@@ -236,6 +235,11 @@ class Simulator:
             tuple(works),
             each,
         )
+
+
+def _by_name(row: tuple[tuple[int, str], Ran]) -> tuple[int, str]:
+    """The last pass of a kind, which reduces gradients too, comes behind the others."""
+    return row[0]
 
 
 @dataclass(slots=True)
@@ -255,12 +259,6 @@ class Model:
     memo: Memo
     passes: dict[str, Ran]
     base: tuple[int, ...]
-
-
-def pass_name(turn: Turn, placed: Placed) -> str:
-    """The name of a turn's pass; the last microbatch's is another one, if it reduces gradients."""
-    last = turn.name in REDUCING and turn.microbatch == placed.microbatches - 1
-    return turn.name + LAST if last else turn.name
 
 
 def programs(model: Model, name: str, placed: Placed) -> list[tuple[Program, int]]:
@@ -287,27 +285,34 @@ def _run(model: Model, name: str, placed: Placed) -> Ran:
 
 
 def peak_of_group(
-    placed: Placed, group: int, models: Sequence[Model], order: Order, ran: Sequence[Ran]
+    placed: Placed, group: int, models: Sequence[Model], plan: Agenda, ran: Sequence[Ran]
 ) -> tuple[int, int]:
     """(peak bytes, capacity) of the class of a group's devices that is fullest.
 
     Memory follows the order in which a program allocates, which does not depend on timing. An
     activation that comes from the stage before is held from forward to backward.
     """
-    first = models[group]
+    parts = models[group].pricer.classes
     worst = (0, 1)
-    for c, device in enumerate(first.pricer.classes.devices):
+    for c, device in enumerate(parts.devices):
         now = sum(models[s].base[c] for s in range(group, len(placed.stages), placed.groups))
         peak = now
-        for turn, r in zip(order, ran, strict=True):
-            came = placed.stages[turn.stage - 1].output if turn.stage else 0
-            came = device.rounded(round(came * first.pricer.classes.scale[c]))
-            if turn.name == "forward":
-                now += came
-            peak = max(peak, now + r.peak[c])
-            now += r.net[c]
-            if turn.name in ("backward", "inputs") or not placed.training:
-                now -= came
+        # Of each pass: bytes that come before it, its peak, and what is left behind it.
+        steps: dict[int, tuple[int, int, int]] = {}
+        for k, _ in plan.counts[group]:
+            stage, name = plan.passes[k]
+            came = placed.stages[stage - 1].output if stage else 0
+            came = device.rounded(round(came * parts.scale[c]))
+            enters = came if name == "forward" else 0
+            ends = not placed.training or name.removesuffix(LAST) in ("backward", "inputs")
+            after = ran[k].net[c] - (came if ends else 0)
+            steps[k] = (enters, ran[k].peak[c], after)
+        for i in plan.groups[group]:
+            enters, most, after = steps[plan.kind[i]]
+            now += enters
+            if now + most > peak:
+                peak = now + most
+            now += after
         if peak * worst[1] > worst[0] * device.memory:
             worst = (peak, device.memory)
     return worst

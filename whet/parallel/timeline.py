@@ -17,7 +17,7 @@ from whet.parallel.engine import EMPTY, advance
 from whet.parallel.pipeline import Turn
 from whet.parallel.placed import Placed
 from whet.parallel.program import TICKS, Op
-from whet.parallel.simulate import Model, Simulator, pass_name, programs
+from whet.parallel.simulate import Model, Simulator, programs
 from whet.parallel.tasks import COMPUTE
 
 PASS, MESSAGE = "pass", "message"
@@ -71,36 +71,34 @@ def timeline(simulator: Simulator, placed: Placed, *, steps: bool = True) -> Tim
         placed: what runs.
         steps: also what runs inside passes, not passes and messages alone.
     """
-    models, turns, laid = simulator.laid(placed)
-    inside: dict[tuple[int, str], list[tuple[str, str, int, int]]] = {}
+    models, plan, ran, laid = simulator.laid(placed)
+    inside: dict[int, list[tuple[str, str, int, int]]] = {}
     spans: list[Span] = []
     memory = []
-    for g, (order, starts) in enumerate(zip(turns, laid.starts, strict=True)):
-        held = models[g].base[0] + sum(
-            models[s].base[0] for s in range(g + placed.groups, len(models), placed.groups)
-        )
+    for g, numbers in enumerate(plan.groups):
+        held = sum(models[s].base[0] for s in range(g, len(models), placed.groups))
         curve = [(0.0, held)]
-        for turn, start in zip(order, starts, strict=True):
-            model, name = models[turn.stage], pass_name(turn, placed)
-            ran = simulator.ran(model, turn, placed)
-            spans.append(_span(g, PASS, str(turn), start, start + ran.ticks, turn))
-            curve.append((start / TICKS, held + ran.peak[0]))
-            held += ran.net[0]
-            curve.append(((start + ran.ticks) / TICKS, held))
+        for i in numbers:
+            turn, start, kind = plan.turns[i], laid.starts[i], plan.kind[i]
+            end = start + ran[kind].ticks
+            spans.append(_span(g, PASS, str(turn), start, end, turn))
+            curve.append((start / TICKS, held + ran[kind].peak[0]))
+            held += ran[kind].net[0]
+            curve.append((end / TICKS, held))
             if not steps:
                 continue
-            key = (turn.stage, name)
-            if key not in inside:
-                inside[key] = list(_steps(model, name, placed))
+            if kind not in inside:
+                stage, name = plan.passes[kind]
+                inside[kind] = list(_steps(models[stage], name, placed))
             spans += [
                 _span(g, stream, what, start + a, start + b, turn)
-                for stream, what, a, b in inside[key]
+                for stream, what, a, b in inside[kind]
             ]
         memory.append(tuple(curve))
-    for sender, receiver, a, b in laid.messages:
+    for turn, sends, a, b in zip(plan.turns, plan.sends, laid.leaves, laid.arrives, strict=True):
         if b > a:
-            g = sender.stage % placed.groups
-            spans.append(_span(g, MESSAGE, f"{sender} to stage {receiver.stage}", a, b, sender))
+            g, to = turn.stage % placed.groups, plan.channels[sends][1]
+            spans.append(_span(g, MESSAGE, f"{turn} to stage {to}", a, b, turn))
     spans.sort(key=lambda s: (s.begin, s.group, s.stream))
     return Timeline(laid.ticks / TICKS, placed.groups, tuple(spans), tuple(memory))
 
