@@ -161,6 +161,20 @@ class Kernel:
         return {s.var: s for s in walk(self.body) if isinstance(s, Loop)}
 
     @cached_property
+    def scopes(self) -> Mapping[str, tuple[str, ...]]:
+        """Variables of the loops around all accesses of each buffer."""
+        found: dict[str, tuple[str, ...]] = {}
+        for a in accesses(self.body):
+            known = found.get(a.buffer)
+            if known is None:
+                found[a.buffer] = a.vars
+            elif known:
+                pairs = zip(known, a.vars, strict=False)
+                same = next((n for n, (x, y) in enumerate(pairs) if x != y), len(a.vars))
+                found[a.buffer] = known[:same]
+        return found
+
+    @cached_property
     def digest(self) -> str:
         """Equal for equal kernels, across processes."""
         return hashlib.blake2b(str(self).encode(), digest_size=16).hexdigest()
@@ -186,7 +200,7 @@ class Kernel:
     def with_body(self, body: Iterable[Stmt]) -> Kernel:
         """Other statements over the same buffers; scratch that nothing uses any more is dropped."""
         body = tuple(body)
-        used = {a.buffer for a in accesses(body)}
+        used = touched(body)
         kept = tuple(b for b in self.buffers if not b.is_scratch or b.name in used)
         return Kernel(kept, body)
 
@@ -258,6 +272,17 @@ def accesses(
             yield Access(s.buffer, s.index, kind, path, s, here)
 
 
+def touched(body: Iterable[Stmt]) -> set[str]:
+    """Buffers that statements read or write."""
+    found: set[str] = set()
+    for s in walk(body):
+        if isinstance(s, (Store, Update)):
+            found.add(s.buffer)
+        for e in expressions(s):
+            found.update(load.tensor for load in ex.loads(e))
+    return found
+
+
 def expressions(s: Stmt) -> tuple[Expr, ...]:
     """The expressions of a statement itself, not of those within it."""
     match s:
@@ -325,13 +350,7 @@ def bound(extent: Extent) -> Expr:
 
 def scope(k: Kernel, buffer: str) -> tuple[str, ...]:
     """Variables of the loops around all accesses of a scratch buffer: where it lives."""
-    paths = [a.vars for a in accesses(k.body) if a.buffer == buffer]
-    common: list[str] = []
-    for vars in zip(*paths, strict=False):
-        if len(set(vars)) != 1:
-            break
-        common.append(vars[0])
-    return tuple(common)
+    return k.scopes.get(buffer, ())
 
 
 # -- checking --------------------------------------------------------------------------------------

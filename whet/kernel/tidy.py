@@ -6,6 +6,7 @@ body; a condition that is known to hold from one around it is not asked again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 from whet.ir import expr as ex
@@ -35,8 +36,10 @@ def tidied(body: Iterable[Stmt], domain: Domain) -> tuple[Stmt, ...]:
 
 
 def _block(body: Iterable[Stmt], domain: Domain, facts: frozenset[Expr]) -> Iterator[Stmt]:
+    here = tuple(domain.items())
+
     def known(e: Expr) -> Expr:
-        return _assume(simplify(e, domain), facts) if facts else simplify(e, domain)
+        return _assume(_simple(e, here), facts) if facts else _simple(e, here)
 
     for s in body:
         match s:
@@ -60,6 +63,12 @@ def _block(body: Iterable[Stmt], domain: Domain, facts: frozenset[Expr]) -> Iter
                 yield Store(buffer, tuple(map(known, index)), known(value))
             case Update(buffer, index, how, value):
                 yield Update(buffer, tuple(map(known, index)), how, known(value))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _simple(e: Expr, domain: tuple[tuple[str, Extent], ...]) -> Expr:
+    """Most of a kernel stays as it is from one move to the next."""
+    return simplify(e, dict(domain))
 
 
 def conjuncts(test: Expr) -> Iterator[Expr]:
