@@ -12,10 +12,9 @@ is one layer too, so 96 layers of a transformer cost one. A backward node belong
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from whet.errors import GraphError
 from whet.ir.graph import Graph, Node, attr_text
 
 SMALL = 400  # nodes of a step that is not worth cutting
@@ -31,6 +30,7 @@ class Layer:
         entering, leaving: the values that forward takes from before, and that later blocks take.
         gradients: of `parameters`, those that are trained: parameter → gradient.
         parameters: leaves that it reads first.
+        sent: values that other blocks read, those that flow back too.
     """
 
     digest: str
@@ -40,6 +40,14 @@ class Layer:
     leaving: tuple[Node, ...]
     gradients: Mapping[Node, Node]
     parameters: tuple[Node, ...]
+    sent: tuple[Node, ...] = ()
+
+    @property
+    def outside(self) -> tuple[Node, ...]:
+        """Values that it reads and other blocks make, activations and what flows back."""
+        inside = set(self.nodes)
+        reads = (a for n in self.nodes for a in n.operands)
+        return tuple(dict.fromkeys(a for a in reads if not a.is_leaf and a not in inside))
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -277,14 +285,18 @@ def _layer(
         )
     )  # fmt: skip
     gradients = {p: grads[p] for p in own if p in grads}
+    sent = tuple(n for n in (*members, *behind) if any(u not in inside for u in graph.users[n]))
     return Layer(
         _digest(members, behind, own, grads), tuple(members), tuple(behind), tuple(entering),
-        tuple(leaving), gradients, own,
+        tuple(leaving), gradients, own, sent,
     )  # fmt: skip
 
 
 def _digest(
-    members: Sequence[Node], behind: Sequence[Node], own: Sequence[Node], trained: Mapping[Node, Node]
+    members: Sequence[Node],
+    behind: Sequence[Node],
+    own: Sequence[Node],
+    trained: Mapping[Node, Node],
 ) -> str:
     """Of the structure: leaves and what comes from outside count by their order and type."""
     number: dict[Node, str] = {}
@@ -311,7 +323,7 @@ def _folded(graph: Graph, pieces: Sequence[Layer], batch: int) -> Model:
     """Equal pieces become one layer; rows of pieces that repeat are joined first."""
     row = list(pieces)
     for period in range(2, 7):
-        row = _joined(row, period)
+        row = _joined(graph, row, period)
     distinct: dict[str, int] = {}
     layers: list[Layer] = []
     order = []
@@ -324,7 +336,7 @@ def _folded(graph: Graph, pieces: Sequence[Layer], batch: int) -> Model:
     return Model(graph, tuple(layers), tuple(order), places, batch)
 
 
-def _joined(row: list[Layer], period: int) -> list[Layer]:
+def _joined(graph: Graph, row: list[Layer], period: int) -> list[Layer]:
     """Replace what repeats with this period, three times or more, by joint pieces."""
     found: list[Layer] = []
     k = 0
@@ -335,7 +347,7 @@ def _joined(row: list[Layer], period: int) -> list[Layer]:
             times += 1
         if times >= 2 and len(unit) == period and len(set(unit)) > 1:
             for t in range(times):
-                found.append(_merged(row[k + t * period : k + (t + 1) * period]))
+                found.append(_merged(graph, row[k + t * period : k + (t + 1) * period]))
             k += times * period
         else:
             found.append(row[k])
@@ -343,10 +355,11 @@ def _joined(row: list[Layer], period: int) -> list[Layer]:
     return found
 
 
-def _merged(pieces: Sequence[Layer]) -> Layer:
+def _merged(graph: Graph, pieces: Sequence[Layer]) -> Layer:
     inside = {n for p in pieces for n in p.forward}
     gradients = {k: v for p in pieces for k, v in p.gradients.items()}
     leaving = dict.fromkeys(n for n in pieces[-1].leaving)
+    every = {n for p in pieces for n in p.nodes}
     text = "+".join(p.digest for p in pieces)
     return Layer(
         hashlib.blake2b(text.encode(), digest_size=12).hexdigest(),
@@ -356,11 +369,5 @@ def _merged(pieces: Sequence[Layer]) -> Layer:
         tuple(leaving),
         gradients,
         tuple(n for p in pieces for n in p.parameters),
+        tuple(n for p in pieces for n in p.sent if any(u not in every for u in graph.users[n])),
     )
-
-
-def check(found: Model, key: Callable[[Node], object] = lambda n: n) -> None:
-    """Raises `GraphError` if a block reads a value that no block before it makes."""
-    for layer in found.layers:
-        if not layer.forward:
-            raise GraphError("a block without a node", got=layer.digest)

@@ -32,13 +32,13 @@ class Choice:
         operands: the sharding that each operand (present ones, in order) has to have; None where
             the node does not read it.
         result: the sharding of the result.
-        inner: (assignment, how it is combined, mesh axis, bytes of the whole assignment).
+        inner: (assignment, how it is combined, mesh axis, bytes of the whole, axes that cut it).
     """
 
     cuts: tuple[tuple[str, str, int], ...]
     operands: tuple[Sharding | None, ...]
     result: Sharding
-    inner: tuple[tuple[str, str, str, int], ...] = ()
+    inner: tuple[tuple[str, str, str, int, tuple[str, ...]], ...] = ()
 
     def __str__(self) -> str:
         return ", ".join(f"{m}: {a}" + (f"/{i}" if i > 1 else "") for m, a, i in self.cuts) or "-"
@@ -125,6 +125,14 @@ def _int(n: object) -> int:
     return n
 
 
+SUMS = ("+", 0)  # in place of an axis of the operator: every device has its part of a sum
+
+
+def _in_order(parts: Iterable[tuple[str, str]], mesh: Axes) -> tuple[tuple[str, str], ...]:
+    order = [a for a, _ in mesh]
+    return tuple(sorted(parts, key=lambda p: order.index(p[0])))
+
+
 @dataclass(slots=True)
 class Choices:
     """Lists the choices of nodes on one mesh.
@@ -134,12 +142,16 @@ class Choices:
         mesh: axes in time (microbatches) first, then those of devices.
         sample: value → (dim, inner) of the samples in it, for axes that cut samples only.
         pinned: mesh axes that cut samples wherever a node has them, and nothing else.
+        tail: nodes that pass parts of a sum on: views and sums of parameters' gradients.
+        barred: mesh axis → (value, dim, inner) that it must not cut.
     """
 
     factors: Factors
     mesh: Axes
     sample: Mapping[Node, tuple[int, int]] = field(default_factory=dict)
     pinned: frozenset[str] = frozenset()
+    tail: frozenset[Node] = frozenset()
+    barred: Mapping[str, frozenset[tuple[Node, int, int]]] = field(default_factory=dict)
     _known: dict[Node, tuple[Choice, ...]] = field(default_factory=dict)
 
     def of(self, node: Node) -> tuple[Choice, ...]:
@@ -165,9 +177,12 @@ class Choices:
         options: list[list[tuple[str, int] | None]] = []
         for name, size in self.mesh:
             if name in self.pinned:
-                options.append([sample if sample is not None and sample[0] in cuts else None])
+                given = sample if sample is not None and sample[0] in cuts else None
+                options.append([SUMS if given is None and node in self.tail else given])
                 continue
             row: list[tuple[str, int] | None] = [None]
+            if node in self.tail:
+                row.append(SUMS)
             for a, cut in cuts.items():
                 for k, (inner, extent) in enumerate(self.factors.of(node, a)):
                     if extent % size == 0 and not (cut.offset and k):
@@ -243,7 +258,12 @@ class Choices:
         cuts: Mapping[str, Cut],
         picked: Sequence[tuple[str, int] | None],
     ) -> Choice | None:
-        taken = [(a[0], a[1], name) for a, (name, _) in zip(picked, self.mesh, strict=True) if a]
+        parts = tuple((n, "sum") for a, (n, _) in zip(picked, self.mesh, strict=True) if a == SUMS)
+        taken = [
+            (a[0], a[1], name)
+            for a, (name, _) in zip(picked, self.mesh, strict=True)
+            if a and a != SUMS
+        ]
         extents = {a: dict(self.factors.of(node, a)) for a, _, _ in taken}
         if not self._fits(taken, lambda a, i: extents[a].get(i, 0)):
             return None
@@ -262,25 +282,27 @@ class Choices:
             if placed is None:
                 return None
             once = tuple((m, "sum") for a, _, m in taken if name in cuts[a].once)
-            operands.append(Sharding(placed, once))
+            operands.append(Sharding(placed, _in_order((*once, *parts), self.mesh)))
+            value = node.operands[list(instance.operands).index(name)]
+            if any((value, d, i) in self.barred.get(m, ()) for d, i, m in placed):
+                return None
         result = _placed(
             instance.results[out], [t for t in taken if cuts[t[0]].result == "cut"], instance
         )
         if result is None:
+            return None
+        if any((node, d, i) in self.barred.get(m, ()) for d, i, m in result):
             return None
         partial = tuple((m, cuts[a].combine) for a, _, m in taken if cuts[a].result == "partial")
         inner = []
         for a, _, m in taken:
             for let, how in cuts[a].inner:
                 n = math.prod(_int(instance.extents[x]) for x in instance.let(let).axes)
-                others = math.prod(
-                    dict(self.mesh)[k]
-                    for x, _, k in taken
-                    if k != m and x in instance.let(let).axes
-                )
-                inner.append((let, how, m, 4 * n // others))
-        chosen = tuple((m, a, i) for a, i, m in taken)
-        return Choice(chosen, tuple(operands), Sharding(result, partial), tuple(inner))
+                others = tuple(k for x, _, k in taken if k != m and x in instance.let(let).axes)
+                inner.append((let, how, m, 4 * n, others))
+        chosen = tuple((m, a, i) for a, i, m in taken) + tuple((m, *SUMS) for m, _ in parts)
+        made = Sharding(result, _in_order((*partial, *parts), self.mesh))
+        return Choice(chosen, tuple(operands), made, tuple(inner))
 
 
 def _placed(
@@ -301,14 +323,18 @@ def _placed(
 
 
 def samples(
-    inputs: Sequence[Node], nodes: Sequence[Node], found: Factors, batch: int
+    inputs: Sequence[Node], nodes: Sequence[Node], batch: int
 ) -> dict[Node, tuple[int, int]]:
     """Where samples lie in every value that has them: (dim, inner).
 
     Inputs have them in their first dim. From operands they are passed on along the axes that can be
     cut; a value that sums over them has none.
     """
-    place = {n: (0, 1) for n in inputs if n.shape and n.shape[0] == batch}
+    place = {
+        n: (dim, 1)
+        for n in inputs
+        if len(n.shape) > dim and n.shape[0] == batch and n.shape[dim] != 1
+    }
     for n in nodes:
         if n.is_leaf or n in place or n.op in ("opaque", "item"):
             continue
@@ -332,6 +358,36 @@ def samples(
             if n in place:
                 break
     return place
+
+
+def tails(nodes: Sequence[Node], gradients: Iterable[Node]) -> frozenset[Node]:
+    """Views, and sums of two, through which the parts of a parameter's gradient can be passed on."""
+    wanted = set(gradients)
+    readers: dict[Node, list[Node]] = {}
+    for n in nodes:
+        for a in n.operands:
+            readers.setdefault(a, []).append(n)
+    found: set[Node] = set()
+    for n in reversed(nodes):
+        if n.is_leaf or n.op in ("opaque", "item") or not n.operands:
+            continue
+        if n in wanted or (readers.get(n) and all(r in found for r in readers[n])):
+            instance = instance_of(n)
+            out = out_of(n, instance)
+            if moves_only(instance, out) or _adds(instance, out):
+                found.add(n)
+    return frozenset(found)
+
+
+def _adds(instance: Instance, out: str) -> bool:
+    lets = needed(instance, out)
+    body = lets[0].body
+    return (
+        len(lets) == 1
+        and isinstance(body, ex.Call)
+        and body.fn == "+"
+        and all(isinstance(a, Load) and a.outside is None for a in body.args)
+    )
 
 
 def contracts(instance: Instance, out: str) -> tuple[str, ...] | None:

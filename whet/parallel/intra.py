@@ -65,6 +65,7 @@ class Problem:
         memory: bytes that one option of a leaf takes on a device, per byte of it: weight, gradient
             and state together.
         limit: bytes for the block, and what activations count for (how many are kept).
+        rent: seconds that a byte held through the step counts for.
         most: options of a group; the cheapest by themselves are kept.
     """
 
@@ -77,6 +78,7 @@ class Problem:
     memory: float = 0.0
     limit: float = math.inf
     kept: float = 0.0
+    rent: float = 0.0
     most: int = 16
     train: bool = True
     _moves: dict[tuple[Sharding, Sharding, int], float] = field(default_factory=dict)
@@ -113,9 +115,10 @@ class Problem:
         total = 0.0 if made is None else self.price(made)
         if made is not None and made.kind == "stream":
             total *= 0.7  # most of it is fused with a neighbour
-        for _, _, axis, nbytes in choice.inner:
+        for _, _, axis, nbytes, others in choice.inner:
             if axis in self.time:
                 return LARGE
+            nbytes //= math.prod(dict(self.mesh)[a] for a in others)
             total += self.price(Step("inner", "all_reduce", bytes=nbytes, axes=(axis,)))
         return total
 
@@ -138,9 +141,9 @@ class Problem:
             if kind in ("contraction", "window", "fused", "gather"):
                 lead(n)
             elif not fed:
-                if all(a.is_leaf or a in waiting or a not in inside for a in n.operands) and not any(
-                    a in inside and a not in waiting for a in n.operands
-                ):
+                if all(
+                    a.is_leaf or a in waiting or a not in inside for a in n.operands
+                ) and not any(a in inside and a not in waiting for a in n.operands):
                     outside = [a for a in n.operands if not a.is_leaf]
                     params = [a for a in n.operands if a.op == "parameter"]
                     if params and not outside and len(n.operands) == 1:
@@ -219,7 +222,9 @@ class Problem:
                 terms = {start + i * wide + j: 1.0 for i in range(len(table[a]))}
                 rows.append(Constraint({**terms, first[b] + j: -1.0}, 0.0, 0.0))
         if math.isfinite(self.limit):
-            rows.append(Constraint({k: v / 2**20 for k, v in heavy.items() if v}, high=self.limit / 2**20))
+            rows.append(
+                Constraint({k: v / 2**20 for k, v in heavy.items() if v}, high=self.limit / 2**20)
+            )
         scale = 1e6  # the solver's tolerances are for numbers around one
         answer = minimize([c * scale for c in costs], rows, seconds=seconds)
         if not answer.found:
@@ -230,7 +235,9 @@ class Problem:
                 if first[k] + i in answer.chosen:
                     picked.update(chosen)
         if answer.value / scale >= LARGE:
-            raise SearchError("no way leads from one value to the next", got="shardings that exclude each other")
+            raise SearchError(
+                "no way leads from one value to the next", got="shardings that exclude each other"
+            )
         return Solved(
             picked, answer.value / scale + constant, answer.bound / scale + constant,
             sum(map(len, table)), pairs,
@@ -324,7 +331,7 @@ class Problem:
         return total
 
     def _group_s(self, group: Sequence[Node], chosen: Mapping[Node, Choice]) -> float:
-        total = 0.0
+        total = self.rent * self._bytes(group, chosen) if self.rent else 0.0
         for n in group:
             choice = chosen[n]
             if not n.is_leaf:

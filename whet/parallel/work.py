@@ -21,7 +21,7 @@ from whet.ir.expr import Call, Index, Reduce
 from whet.ir.graph import Attrs, Node
 from whet.ir.record import Instance, Let
 from whet.ir.types import DType
-from whet.parallel.choice import Choice, contracts, instance_of, moves_only, out_of
+from whet.parallel.choice import SUMS, Choice, contracts, instance_of, moves_only, out_of
 from whet.parallel.cut import needed, prepared
 from whet.parallel.placed import Step
 from whet.parallel.sharding import Axes
@@ -186,9 +186,10 @@ def step(node: Node, choice: Choice, mesh: Axes, after: tuple[int, ...] = ()) ->
     if whole.kind == "view":
         return None
     sizes = dict(mesh)
-    parts = math.prod(sizes[m] for m, _, _ in choice.cuts)
+    cuts = [c for c in choice.cuts if c[1:] != SUMS]
+    parts = math.prod(sizes[m] for m, _, _ in cuts)
     by_axis: dict[str, int] = {}
-    for m, a, _ in choice.cuts:
+    for m, a, _ in cuts:
         by_axis[a] = by_axis.get(a, 1) * sizes[m]
     dims = ()
     if whole.roles and whole.extents is not None:
