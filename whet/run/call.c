@@ -1,7 +1,9 @@
 /* The way from Python into a native program: tensors in, tensors out, everything checked here.
 
-   call(tensor, …) -> [tensor, …]   where every argument is exactly what the program is for
-                   -> None          else: the caller finds out why, in Python
+   call(tensor, …)  -> [tensor, …]   where every argument is exactly what the program is for
+                    -> None          else: the caller finds out why, in Python
+   quick(tensor, …) -> result        the same behind a table of checks that all must hold: that the
+                                     module is what it was, that its parameters are (whet.run.quick)
 
    No header is needed. What the offsets of `struct program` point at is found out by whoever loads
    the program (whet.run.native), with tensors that it knows. One arena serves one call at a time;
@@ -9,6 +11,7 @@
 
 typedef int int32_t;
 typedef long int64_t;
+typedef unsigned int uint32_t;
 typedef unsigned long uint64_t;
 typedef struct tensor *Tensor;
 typedef struct object { int64_t count; void *type; } Object;
@@ -25,8 +28,16 @@ _Bool aoti_torch_grad_mode_is_enabled(void);
 const char *torch_exception_get_what_without_backtrace(void);
 Object *_Z16THPVariable_WrapRKN2at10TensorBaseE(Tensor);
 
+uint32_t _ZNK2at10TensorBase8_versionEv(Tensor);
+_Bool _ZN2at8autocast19is_autocast_enabledEN3c1010DeviceTypeE(signed char);
+
+char *getenv(const char *);
+Object *PyDict_GetItem(Object *, Object *);
+int64_t PyDict_Size(Object *);
+Object *PyList_AsTuple(Object *);
 void *PyCapsule_GetPointer(Object *, const char *);
 Object *PyList_New(int64_t);
+Object *PyList_GetItem(Object *, int64_t);
 int PyList_SetItem(Object *, int64_t, Object *);
 void *PyEval_SaveThread(void);
 void PyEval_RestoreThread(void *);
@@ -60,6 +71,22 @@ struct program {
   uint64_t plain, inference;     /* the keys of tensors that are nothing special */
   int64_t waiting;
   void *arenas[ARENAS];
+};
+
+/* Something that must still be as it was. */
+struct check {
+  enum { SIZE, ITEM, DATA, VERSION, BYTES } what;
+  Object *of, *key;
+  uint64_t is; /* SIZE: len(of); ITEM: of[key]; DATA, VERSION: a tensor's; BYTES: address of bytes */
+  uint64_t count;
+};
+
+struct quick {
+  struct program *program;
+  int64_t checks;
+  const struct check *check;
+  enum { LIST, TUPLE, ONE } result;
+  int64_t calls;
 };
 
 /* Zeroed memory in huge pages, where the system has them to give. */
@@ -104,8 +131,12 @@ static inline int fits(const struct program *p, const struct kind *k, Object *x,
   return !aoti_torch_get_data_ptr(t, data);
 }
 
-Object *whet_call(Object *self, Object *const *args, int64_t n) {
-  struct program *p = PyCapsule_GetPointer(self, "whet");
+static Object *none(void) {
+  Py_IncRef(&_Py_NoneStruct);
+  return &_Py_NoneStruct;
+}
+
+static Object *called(struct program *p, Object *const *args, int64_t n) {
   void *in[p->inputs + 1], *out[p->outputs + 1];
   Tensor made[p->outputs + 1];
   if (n != p->inputs || aoti_torch_grad_mode_is_enabled()) goto unfit;
@@ -143,6 +174,46 @@ Object *whet_call(Object *self, Object *const *args, int64_t n) {
   if (failed) PyErr_SetString(PyExc_RuntimeError, torch_exception_get_what_without_backtrace());
   return list;
 unfit:
-  Py_IncRef(&_Py_NoneStruct);
-  return &_Py_NoneStruct;
+  return none();
+}
+
+Object *whet_call(Object *self, Object *const *args, int64_t n) {
+  return called(PyCapsule_GetPointer(self, "whet"), args, n);
+}
+
+static inline int holds(const struct program *p, const struct check *c) {
+  Tensor t = (Tensor)((char *)c->of + p->body);
+  switch (c->what) {
+    case SIZE: return PyDict_Size(c->of) == (int64_t)c->is;
+    case ITEM: return PyDict_GetItem(c->of, c->key) == (Object *)c->is;
+    case DATA: {
+      void *data;
+      return !aoti_torch_get_data_ptr(t, &data) && (uint64_t)data == c->is;
+    }
+    case VERSION: return _ZNK2at10TensorBase8_versionEv(t) == c->is;
+    case BYTES: return !__builtin_memcmp(c->of, (void *)c->is, c->count);
+  }
+  return 0;
+}
+
+Object *whet_quick(Object *self, Object *const *args, int64_t n) {
+  struct quick *q = PyCapsule_GetPointer(self, "whet");
+  const char *off = getenv("WHET");
+  if (off && !__builtin_strcmp(off, "off")) return none();
+  if (_ZN2at8autocast19is_autocast_enabledEN3c1010DeviceTypeE(0)) return none();
+  for (int64_t i = 0; i < q->checks; i++)
+    if (!holds(q->program, q->check + i)) return none();
+  Object *found = called(q->program, args, n);
+  if (!found || found == &_Py_NoneStruct) return found;
+  q->calls++;
+  if (q->result == LIST) return found;
+  Object *given;
+  if (q->result == TUPLE) {
+    given = PyList_AsTuple(found);
+  } else {
+    given = PyList_GetItem(found, 0);
+    Py_IncRef(given);
+  }
+  Py_DecRef(found);
+  return given;
 }

@@ -50,12 +50,30 @@ class _Program(ctypes.Structure):
 
 class _Method(ctypes.Structure):
     _fields_ = (
-        ("name", ctypes.c_char_p), ("function", ctypes.c_void_p),
+        ("name", ctypes.c_void_p), ("function", ctypes.c_void_p),
         ("flags", ctypes.c_int), ("doc", ctypes.c_char_p),
     )  # fmt: skip
 
 
 _FASTCALL = 0x80
+_WHET = b"whet"  # the capsules' name; a capsule keeps the address alone
+
+
+class Memory:
+    """What C points to, held as long as needed.
+
+    Structures are copied into byte arrays: the collector of cycles takes memory away from ctypes'
+    own objects while others in the same cycle still have a use for it.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[object] = []
+
+    def put(self, data: ctypes.Structure | ctypes.Array[Any]) -> int:
+        """The address of a copy that stays."""
+        copy = bytearray(data)
+        self.held.append(copy)
+        return ctypes.addressof((ctypes.c_char * len(copy)).from_buffer(copy))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +127,12 @@ def _offsets() -> _Offsets:
 class Bound:
     """A native program over its constants: a call takes the inputs and gives new tensors."""
 
-    __slots__ = ("call", "native")
+    __slots__ = ("call", "library", "native", "program")
 
-    def __init__(self, native: Native, call: Callable[..., Any]) -> None:
-        self.native, self.call = native, call
+    def __init__(
+        self, native: Native, call: Callable[..., Any], library: ctypes.CDLL, program: int
+    ) -> None:
+        self.native, self.call, self.library, self.program = native, call, library, program
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Raises InputError where an input is not what the program was made for."""
@@ -180,22 +200,34 @@ class Runner:
         )  # fmt: skip
         owned = (ctypes.c_void_p * max(1, len(held)))(*handles)
         offsets = _offsets()
-        keep: list[object] = [library, table, owned]
-        program = _Program(
+        memory = Memory()
+        program = memory.put(_Program(
             _address(library, NAME), _address(library, f"{NAME}_close"),
-            len(n.inputs), len(n.outputs), _kinds(n.inputs, keep), _kinds(n.outputs, keep),
-            ctypes.addressof(table), len(held), ctypes.addressof(owned), n.arena,
+            len(n.inputs), len(n.outputs), _kinds(n.inputs, memory), _kinds(n.outputs, memory),
+            memory.put(table), len(held), memory.put(owned), n.arena,
             id(Tensor), offsets.body, offsets.keys, offsets.plain, offsets.inference, 0,
-        )  # fmt: skip
-        keep.append(program)
-        capsule = _capsule(program, _address(library, "whet_program_delete"))
-        method = _Method(b"call", _address(library, "whet_call"), _FASTCALL, None)
-        keep.append(method)
-        make = ctypes.pythonapi.PyCFunction_NewEx
-        make.restype = ctypes.py_object
-        make.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object)
-        # A function holds its module, and lets go of it last: here, of all that C points to.
-        return Bound(n, make(ctypes.addressof(method), capsule, keep))
+        ))  # fmt: skip
+        capsule = capsule_of(program, _address(library, "whet_program_delete"))
+        call = function(library, "whet_call", capsule, memory)
+        return Bound(n, call, library, program)
+
+
+def function(
+    library: ctypes.CDLL, name: str, capsule: object, memory: Memory
+) -> Callable[..., Any]:
+    """A Python function in C: `name(capsule, arguments)`.
+
+    Args:
+        memory: all that C points to. It goes along as the function's module, which a function lets
+            go of last, and as a tuple, which the collector of cycles does not empty before.
+    """
+    name_ = ctypes.create_string_buffer(b"call")
+    method = memory.put(_Method(memory.put(name_), _address(library, name), _FASTCALL, None))
+    make = ctypes.pythonapi.PyCFunction_NewEx
+    make.restype = ctypes.py_object
+    make.argtypes = (ctypes.c_void_p, ctypes.py_object, ctypes.py_object)
+    found: Callable[..., Any] = make(method, capsule, (library, *memory.held))
+    return found
 
 
 def _seen(tensor: Tensor, view: View) -> Tensor:
@@ -217,16 +249,14 @@ def _handles(tensors: Sequence[Tensor]) -> list[int]:
     return [get(c, None) for c in _C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))]
 
 
-def _kinds(kinds: Sequence[Kind], keep: list[object]) -> int:
+def _kinds(kinds: Sequence[Kind], memory: Memory) -> int:
     rows = (_Kind * max(1, len(kinds)))()
     for row, k in zip(rows, kinds, strict=False):
         sizes = (ctypes.c_int64 * max(1, len(k.shape)))(*k.shape)
         strides = (ctypes.c_int64 * max(1, len(k.shape)))(*dense(k.shape))
-        keep += [sizes, strides]
         row.type, row.rank = k.type, len(k.shape)
-        row.sizes, row.strides = ctypes.addressof(sizes), ctypes.addressof(strides)
-    keep.append(rows)
-    return ctypes.addressof(rows)
+        row.sizes, row.strides = memory.put(sizes), memory.put(strides)
+    return memory.put(rows)
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:
@@ -235,8 +265,10 @@ def _address(library: ctypes.CDLL, name: str) -> int:
     return found
 
 
-def _capsule(program: _Program, delete: int) -> object:
+def capsule_of(structure: int, delete: int | None) -> object:
+    """A capsule around an address."""
     make = ctypes.pythonapi.PyCapsule_New
     make.restype = ctypes.py_object
     make.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    return make(ctypes.addressof(program), b"whet", delete)
+    found: object = make(structure, _WHET, delete)
+    return found

@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from whet.errors import InputError, WhetError
 from whet.ir.graph import Graph
 from whet.plan import Plan
+from whet.run.calling import Bound as NativeBound
 from whet.run.parameters import Parameters
 from whet.run.program import Program
+from whet.run.quick import Quick
 from whet.run.signature import Signature, TensorArgument, described
 
 _REASONS = 32  # distinct reasons that are counted apart
@@ -63,7 +65,6 @@ class Optimized(nn.Module):
 
     Attributes:
         fallbacks: how many calls ran the original, by reason.
-        calls: how many there were in all.
     """
 
     original: nn.Module
@@ -73,9 +74,10 @@ class Optimized(nn.Module):
     report: Any
     strict: bool
     fallbacks: Counter[str]
-    calls: int
     found: Found
     _lock: threading.Lock
+    _called: int
+    _quick: Quick | None
     __signature__: inspect.Signature
 
     def __init__(
@@ -99,9 +101,26 @@ class Optimized(nn.Module):
         forward = forward or inspect.signature(original.forward)
         vars(self).update(
             original=original, program=program, signature=signature, updates=updates,
-            report=report, strict=strict, fallbacks=Counter(), calls=0, _lock=threading.Lock(),
-            __signature__=forward,
+            report=report, strict=strict, fallbacks=Counter(), _lock=threading.Lock(),
+            __signature__=forward, _called=0, _quick=None,
         )  # fmt: skip
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """By the short way where one is laid and nothing has changed."""
+        quick = self.__dict__["_quick"]
+        if quick is not None and not kwargs and not torch.compiler.is_compiling():
+            program = self.__dict__["program"]
+            if program is not None and program.is_bound(quick.bound):
+                found = quick.call(*args)
+                if found is not None:
+                    return found
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def calls(self) -> int:
+        """How many calls there were in all."""
+        quick = self._quick
+        return self._called + (quick.calls if quick is not None else 0)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's signature and result.
@@ -112,7 +131,7 @@ class Optimized(nn.Module):
         """
         program = self.program
         with self._lock:
-            vars(self)["calls"] += 1
+            vars(self)["_called"] += 1
         if program is None or torch.compiler.is_compiling():
             return self.original(*args, **kwargs)
         if os.environ.get("WHET") == "off":
@@ -130,9 +149,21 @@ class Optimized(nn.Module):
             results = program(self.signature.inputs(leaves))
         except InputError as fault:
             return self._fall_back(str(fault.got), args, kwargs)
+        self._shorten(program)
         if self.updates:
             self._write(results, leaves)
         return self.signature.unflatten(results, leaves)
+
+    def _shorten(self, program: Program) -> None:
+        """Lay the short way, for the parameters as they are bound now."""
+        quick, form = self._quick, self.signature.form
+        if form is None or self.updates or (quick is not None and program.is_bound(quick.bound)):
+            return
+        bound, mark = program.marked()
+        if isinstance(bound, NativeBound):
+            with self._lock:
+                vars(self)["_called"] += 0 if quick is None else quick.calls
+                vars(self)["_quick"] = Quick(bound, mark, program.parameters, self, form)
 
     def refresh(self) -> None:
         """Derive folded and packed weights anew.
@@ -186,8 +217,8 @@ class Optimized(nn.Module):
             first = not any(known.startswith(kind) for known in self.fallbacks)
             self.fallbacks[reason] += 1
         if first and reason != _OFF:
-            # Past this method, `forward` and the two calls of nn.Module: to the user's line.
-            warnings.warn(f"whet runs the original module: {reason}", stacklevel=5)
+            # Past this method, `forward` and three more calls of modules: to the user's line.
+            warnings.warn(f"whet runs the original module: {reason}", stacklevel=6)
         if not misfit:
             return self.original(*args, **kwargs)
         try:

@@ -120,6 +120,15 @@ class Program:
                     "the parameters are not those of the program", got=reason
                 ) from fault
 
+    def marked(self) -> tuple[Bound, Mark]:
+        """The body as it is bound now, and the parameters that it was bound to."""
+        state = self._state
+        return state.bound, state.mark
+
+    def is_bound(self, bound: Bound) -> bool:
+        """Whether this is how the body is bound now."""
+        return self._state.bound is bound
+
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run once.
 

@@ -89,6 +89,22 @@ class Signature:
         flat = stars == ((0,) * len(tensors), {}) and len(tensors) == len(self.arguments)
         object.__setattr__(self, "_plain", tensors if flat else None)
 
+    @property
+    def form(self) -> int | None:
+        """How results are returned where that is simple, of arguments that are plain tensors.
+
+        0: as a list, 1: as a tuple, 2: the only one itself; None where it takes more than that.
+        """
+        if self._plain is None or [k for k, _ in self.results] != ["result"] * len(self.results):
+            return None
+        if [v for _, v in self.results] != list(range(len(self.results))):
+            return None
+        shown = pytree.tree_unflatten(list(range(len(self.results))), self.out_spec)
+        flat = list(range(len(self.results)))
+        forms: tuple[object, ...] = (flat, tuple(flat), 0)
+        kind = (type(shown), shown)
+        return next((k for k, form in enumerate(forms) if (type(form), form) == kind), None)
+
     def fits(self, args: tuple[object, ...]) -> bool:
         """Whether these positional arguments are at first sight what the program is for.
 

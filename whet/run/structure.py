@@ -27,10 +27,10 @@ class Structure:
         self._module = module
         self._submodules = dict(module.named_modules(remove_duplicate=False))
         parts = list(dict.fromkeys(self._submodules.values()))
-        self._states: list[dict[str, Any]] = [vars(m) for m in parts]
-        self._modes = list(map(_mode, self._states))
-        self._hooks = [h for m in parts for h in (m._forward_pre_hooks, m._forward_hooks)]
-        self._hooked = list(map(len, self._hooks)) if any(self._hooks) else []
+        self.states: list[dict[str, Any]] = [vars(m) for m in parts]
+        self._modes = list(map(_mode, self.states))
+        self.hooks = [h for m in parts for h in (m._forward_pre_hooks, m._forward_hooks)]
+        self._hooked = list(map(len, self.hooks)) if any(self.hooks) else []
         self._ties = [names for names in _names(module).values() if len(names) > 1]
         # What is registered; comparing these dictionaries with copies of them compares objects.
         self.registers: list[Mapping[str, object]] = [
@@ -39,11 +39,11 @@ class Structure:
 
     def altered(self) -> str | None:
         """Why the program is not for the module's present modes and hooks, or None."""
-        if list(map(_mode, self._states)) != self._modes:
-            return _mode_change(self._module, self._states, self._modes)
+        if list(map(_mode, self.states)) != self._modes:
+            return _mode_change(self._module, self.states, self._modes)
         if self._hooked:
-            return _HOOKS if list(map(len, self._hooks)) != self._hooked else None
-        return _HOOKS if any(self._hooks) else None
+            return _HOOKS if list(map(len, self.hooks)) != self._hooked else None
+        return _HOOKS if any(self.hooks) else None
 
     def replaced(self) -> str | None:
         """Why the module is another one than was captured, or None; slower than `altered`."""
