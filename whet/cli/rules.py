@@ -1,59 +1,87 @@
-"""`whet rules`: the rewrites that whet ships. Each is a conjecture of one line, proven before use.
+"""`whet rules`: the rewrites that whet ships. Each is a line of text, proven before use.
 
-list               every conjecture
-show NAME …        its statement, and what its proof covers, needs and does to rounding
+list               every rule: generated ones, then those stated by hand
+show NAME …        both sides drawn, and what the proof covers, needs and does to rounding
 verify [NAME …]    proves them all, or these, again from nothing; 1 if one is not proven
+generate           finds the library again, from the operator table alone; goes on where it was
+decide FILE.json   verdicts on conjectures that somebody else states (docs/rules.md)
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
+import os
+import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whet.cli import console as consoles
 from whet.cli.console import Console
-from whet.errors import WhetError
+from whet.errors import InputError, WhetError
 from whet.report import table
 
 if TYPE_CHECKING:
     from whet.rewrite.conjecture import Conjecture
+    from whet.rewrite.decide import Decision
     from whet.rewrite.rule import Verdict
+
+BY_HAND = "stated by hand"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and with which rules."""
-    parser.add_argument("what", choices=["list", "show", "verify"], help="what to do")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of rules; all unless given")
+    parser.add_argument(
+        "what", choices=["list", "show", "verify", "generate", "decide"], help="what to do"
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help="of rules, all unless given; the file to decide; scopes to generate",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=2, help="generate: scopes side by side (2)")
+    parser.add_argument(
+        "--output", type=Path, help="generate: the table; the library's own unless given"
+    )
+    parser.add_argument("--journal", type=Path, help="generate: folder of verdicts to go on from")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Lists, shows or proves.
+    """Lists, shows, proves, generates or decides.
 
     Returns:
         0; 1 if something was to be verified and is not proven.
 
     Raises:
-        WhetError: an unknown name.
+        WhetError: an unknown name; a file that cannot be read.
     """
     console.progress("reading the rules")
-    from whet.rewrite.conjectures import CONJECTURES
-
-    chosen = [CONJECTURES[name] for name in _known(args.names, CONJECTURES)]
+    if args.what == "generate":
+        return _generate(args, console)
+    if args.what == "decide":
+        return _decide(args.names, console)
+    every = {**_generated(), **_by_hand()}
+    chosen = {name: every[name] for name in _known(args.names, every)}
     if args.what == "list":
-        rows = [[c.name, c.text.partition(":")[2].strip()] for c in chosen]
-        console.print(table.aligned(rows, left=(0, 1)))
-        console.print(
-            f"\n{table.counted(len(rows), 'conjecture')}; `whet rules verify` proves them"
-        )
-        console.finish([{"name": name, "statement": text} for name, text in rows])
-        return 0
+        return _list(chosen, console)
     if args.what == "show":
-        _show(chosen, console)
-        return 0
+        return _show(chosen, console)
     return _verify(chosen, console)
+
+
+def _generated() -> Mapping[str, Conjecture]:
+    from whet.rewrite.library import library
+
+    return library()
+
+
+def _by_hand() -> Mapping[str, Conjecture]:
+    from whet.rewrite import conjectures
+
+    return conjectures.CONJECTURES
 
 
 def _known(names: Sequence[str], options: Iterable[str]) -> list[str]:
@@ -69,14 +97,104 @@ def _known(names: Sequence[str], options: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names)) or options
 
 
-def _show(chosen: Sequence[Conjecture], console: Console) -> None:
+# -- list and show -------------------------------------------------------------------------------
+def _list(chosen: Mapping[str, Conjecture], console: Console) -> int:
+    found = [_row(c) for c in chosen.values()]
+    rows = [["rule", "statement", "where", "proven for", "rounding", "from"]]
+    for r in found:
+        covers = r["proof"]["covers"]
+        rows.append(
+            [
+                r["name"],
+                f"{r['lhs']} == {r['rhs']}",
+                r["guard"],
+                covers,
+                r["float_class"],
+                r["origin"],
+            ]
+        )
+    console.print(table.aligned(rows, left=(0, 1, 2, 3, 4, 5)))
+    hand = sum(r["origin"] == BY_HAND for r in found)
+    console.print(
+        f"\n{table.counted(len(rows) - 1 - hand, 'generated rule')}, "
+        f"{table.counted(hand, 'conjecture')} stated by hand; `whet rules verify` proves them"
+    )
+    console.finish({"rules": found})
+    return 0
+
+
+def _row(c: Conjecture) -> dict[str, Any]:
+    """A rule as `--json` has it. What a hand-stated one's proof covers is known when it is shown."""
+    from whet.rewrite.library import entries
+
+    entry = next((e for e in entries() if e.name == c.name), None)
+    lhs, rhs, guard = sides(c)
+    return {
+        "name": c.name, "lhs": lhs, "rhs": rhs, "guard": guard,
+        "proof": {"covers": entry.covers if entry else ""},
+        "float_class": entry.floating if entry else "",
+        "origin": entry.scope if entry else BY_HAND,
+    }  # fmt: skip
+
+
+def sides(c: Conjecture) -> tuple[str, str, str]:
+    """Left side, right side and guard as text."""
+    left, _, rest = c.text.partition(":")[2].strip().partition(" == ")
+    right, _, guard = rest.partition(" if ") if c.condition is not None else (rest, "", "")
+    return left, right, guard
+
+
+def _show(chosen: Mapping[str, Conjecture], console: Console) -> int:
     shown: list[dict[str, Any]] = []
-    for conjecture in chosen:
-        console.print(f"{conjecture.name}\n  {conjecture.text.partition(':')[2].strip()}")
-        for found, _ in _verdicts(conjecture, console):
-            shown.append(_data(found, 0.0))
+    for c in chosen.values():
+        row = _row(c)
+        console.print(f"{c.name}   ({row['origin']})\n  {c.text.partition(':')[2].strip()}")
+        console.print(_drawn(c))
+        proofs = []
+        for found, _ in _verdicts(c):
+            data = _data(found, 0.0)
+            proofs.append(data)
             console.print(_told(found))
-    console.finish(shown)
+            if "proof" in data and not row["float_class"]:
+                row["proof"], row["float_class"] = (
+                    {"covers": data["proof"]["coverage"]}, data["proof"]["floating"],
+                )  # fmt: skip
+        shown.append({**row, "statements": proofs})
+    console.finish({"rules": shown})
+    return 0
+
+
+def _drawn(c: Conjecture) -> str:
+    """Both sides as trees, one operator a line."""
+    from whet.rewrite.syntax import Apply, Literal, Pattern, Var
+
+    found = c.sides(2 if c.width_name else 0)
+
+    def lines(p: Pattern | None, before: str, last: bool) -> list[str]:
+        import ast
+
+        match p:
+            case Var(name, shape):
+                dims = f"[{', '.join(map(ast.unparse, shape))}]" if shape is not None else ""
+                label, below = f"{name}{dims}", ()
+            case Literal(value):
+                label, below = f"{value:g}", ()
+            case Apply(op, args, attrs):
+                given = ", ".join(f"{k}={ast.unparse(e)}" for k, e in attrs)
+                label, below = op + (f"  {given}" if given else ""), args
+            case _:
+                label, below = "-", ()
+        drawn = [before + ("└ " if last else "├ ") + label]
+        for k, a in enumerate(below):
+            drawn += lines(a, before + ("  " if last else "│ "), k == len(below) - 1)
+        return drawn
+
+    text = []
+    for title, side in (("left", found.left), ("right", found.right)):
+        text.append(f"  {title}")
+        for k, p in enumerate(side):
+            text += lines(p, "    ", k == len(side) - 1)
+    return "\n".join(text)
 
 
 def _told(found: Verdict) -> str:
@@ -94,15 +212,16 @@ def _told(found: Verdict) -> str:
     return table.aligned(rows, left=(0, 1))
 
 
-def _verify(chosen: Sequence[Conjecture], console: Console) -> int:
+# -- verify --------------------------------------------------------------------------------------
+def _verify(chosen: Mapping[str, Conjecture], console: Console) -> int:
     from whet.rewrite.rule import Rule
 
     began, done = time.monotonic(), []
     rows = [["rule", "at", "proven for", "rounding", "seconds"]]
     open_: list[Verdict] = []
-    for number, conjecture in enumerate(chosen, 1):
+    for number, conjecture in enumerate(chosen.values(), 1):
         console.progress(f"[{number}/{len(chosen)}] {conjecture.name}")
-        for found, seconds in _verdicts(conjecture, console):
+        for found, seconds in _verdicts(conjecture):
             form = str(found.statement.form)
             verdict, rounding = type(found).__name__, ""
             if isinstance(found, Rule):
@@ -116,20 +235,24 @@ def _verify(chosen: Sequence[Conjecture], console: Console) -> int:
     console.print(table.aligned(rows, left=(0, 1, 2, 3)))
     for found in open_:
         console.print(f"\n{found}")
-    spent = table.duration(time.monotonic() - began)
+    spent = time.monotonic() - began
     proven = len(done) - len(open_)
-    console.print(f"\n{proven} of {table.counted(len(done), 'statement')} proven in {spent}")
-    console.finish({"statements": done, "proven": proven})
+    console.print(
+        f"\n{proven} of {table.counted(len(done), 'statement')} proven in {table.duration(spent)}"
+    )
+    console.finish({"statements": done, "proven": proven, "seconds": spent})
     return 1 if open_ else 0
 
 
-def _verdicts(conjecture: Conjecture, console: Console) -> Iterable[tuple[Verdict, float]]:
+def _verdicts(conjecture: Conjecture) -> Iterable[tuple[Verdict, float]]:
     """A verdict with its seconds at each form; nothing that was remembered counts."""
     from whet.rewrite.conjecture import Statement
     from whet.rewrite.forms import forms
+    from whet.rewrite.lift import forms_of
     from whet.rewrite.prove import prove
 
-    for form in forms(conjecture):
+    by_hand = _by_hand().get(conjecture.name) is conjecture
+    for form in forms(conjecture) if by_hand else forms_of(conjecture):
         began = time.monotonic()
         found = prove(Statement(conjecture, form))
         yield found, time.monotonic() - began
@@ -141,3 +264,87 @@ def _data(found: Verdict, seconds: float) -> dict[str, Any]:
     data: dict[str, Any] = {"statement": found.statement.text, "verdict": type(found).__name__}
     data["seconds"] = seconds
     return data | ({"proof": asdict(found.proof)} if isinstance(found, Rule) else {})
+
+
+# -- generate ------------------------------------------------------------------------------------
+def _generate(args: argparse.Namespace, console: Console) -> int:
+    from whet.rewrite import library
+    from whet.rewrite.generate import assembled, generate, tabulated
+    from whet.rewrite.scopes import SCOPES
+
+    began = time.monotonic()
+    scopes = [s for s in SCOPES if not args.names or s.name in args.names]
+    unknown = set(args.names) - {s.name for s in scopes}
+    if unknown:
+        raise WhetError(
+            f"there is no scope {sorted(unknown)[0]!r}", expected=", ".join(s.name for s in SCOPES)
+        )
+    cache = Path(os.environ.get("WHET_CACHE") or Path.home() / ".cache" / "whet")
+    outcomes = generate(scopes, console.progress, args.journal or cache / "rules", args.jobs)
+    lines = assembled(outcomes)
+    found = tabulated(lines, console.progress)
+    place = args.output or (library.PLACE if not args.names else Path("rules.txt"))
+    consoles.write(place, library.printed(found))
+    rows = [["scope", "graphs", "conjectures", "rules", "unknown", "kept"]]
+    for s, o in zip(scopes, outcomes, strict=True):
+        kept = sum(e.scope == s.name for e in found)
+        rows.append(
+            [s.name, *(f"{n:,}" for n in (o.graphs, o.asked, len(o.lines), len(o.unknown), kept))]
+        )
+    console.print(table.aligned(rows, left=(0,)))
+    spent = time.monotonic() - began
+    used = [
+        resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    memory = sum(used) * 1024
+    console.print(
+        f"\n{table.counted(len(found), 'rule')} of {len(lines)} in {table.duration(spent)}, "
+        f"at most {memory / 2**30:.1f} GiB; written to {place}"
+    )
+    console.finish({
+        "rules": len(found), "found": len(lines), "seconds": spent, "bytes": memory,
+        "scopes": [{"name": s.name, "graphs": o.graphs, "asked": o.asked, "found": len(o.lines),
+                    "unknown": o.unknown} for s, o in zip(scopes, outcomes, strict=True)],
+    })  # fmt: skip
+    return 0
+
+
+# -- decide --------------------------------------------------------------------------------------
+def _decide(names: Sequence[str], console: Console) -> int:
+    from whet.rewrite.decide import Decider, Decision
+
+    found: list[Decision] = []
+    decider = Decider()
+    for file in names:
+        entries = _read(Path(file))
+        for number, entry in enumerate(entries, 1):
+            console.progress(f"[{number}/{len(entries)}] {entry.get('name', '')}")
+            try:
+                found.append(decider.decide(entry))
+            except WhetError as fault:
+                found.append(Decision(str(entry.get("name", "")), "unknown", reason=str(fault)))
+    rows = [["conjecture", "verdict", "for", "where", "derivable", "seconds"]]
+    for d in found:
+        derivable = "yes" if d.derivable else "no"
+        rows.append([d.name, d.verdict, d.covers, d.guard, derivable, f"{d.seconds:.2f}"])
+    console.print(table.aligned(rows, left=(0, 1, 2, 3, 4)))
+    for d in found:
+        if d.counterexample or d.reason:
+            console.print(f"\n{d.name}\n  {d.counterexample or d.reason}")
+    counts = [f"{sum(d.verdict == v for d in found)} {v}" for v in ("proven", "refuted", "unknown")]
+    console.print(f"\n{', '.join(counts)}")
+    console.finish([asdict(d) for d in found])
+    return 0
+
+
+def _read(file: Path) -> list[Mapping[str, Any]]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise InputError(f"{file} cannot be read as JSON", got=fault) from None
+    if not (isinstance(data, list) and all(isinstance(x, dict) for x in data)):
+        raise InputError(
+            f"{file} is no list of conjectures",
+            expected='[{"name", "inputs", "lhs", "rhs"}, …]; see docs/rules.md',
+        )
+    return data

@@ -248,6 +248,8 @@ class Bank:
             bound = instance(op, tuple(shapes), attrs)
             if any(g.left != g.right for g in bound.guards) or not type_.dtype.is_float:
                 return None
+            if _pointwise(op) and type_.shape not in shapes:
+                return None  # both operands stretched: an outer product in disguise
             if len(type_.shape) > 4 or not self.scope.admits(type_.shape):
                 return None
             result = self._kind(type_.shape)
@@ -466,6 +468,14 @@ class Bank:
                     c = numbers[Member(maker, tuple(row))]
                     self.row[c] = len(k.classes)
                     k.classes.append(c)
+
+
+def _pointwise(op: str) -> bool:
+    """Whether an operator's operands broadcast to its result."""
+    record = TABLE[op].record
+    return record is not None and all(
+        isinstance(t.slice, ast.Starred) for _, t, _ in record.operands
+    )
 
 
 def _rank(operand: ast.Subscript) -> int | None:

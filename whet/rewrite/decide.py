@@ -116,9 +116,14 @@ class Decider:
 
 
 def derivation(
-    statement: Statement, rules: Mapping[str, Conjecture], prover: Prover
-) -> list[str] | None:
-    """Names of the rules that a statement follows from, in order; None where none were found."""
+    statement: Statement, rules: Mapping[str, Conjecture], prover: Prover, *,
+    nodes: int = _NODES, rounds: int = _ROUNDS,
+) -> list[str] | None:  # fmt: skip
+    """Names of the rules that a statement follows from, in order; None where none were found.
+
+    Args:
+        nodes, rounds: how far the e-graph may grow.
+    """
     sides = _sides(statement)
     if sides is None:
         return None
@@ -127,14 +132,14 @@ def derivation(
         return []
     try:
         run = Saturation(EGraph((*left, *right)), ways(rules.values(), both=True), prover)
-        for _ in range(_ROUNDS):
-            run.run(Budget(nodes=_NODES), rounds=1, matches=_MATCHES)
+        for _ in range(rounds):
+            run.run(Budget(nodes=nodes), rounds=1, matches=_MATCHES)
             if all(run.classes.equal(a, b) for a, b in zip(left, right, strict=True)):
                 return [
                     m.rule.name + (" (backward)" if m.backward else "")
                     for m in run.needed(list(zip(left, right, strict=True)))
                 ]
-            if len(run.classes) > _NODES:
+            if len(run.classes) > nodes:
                 return None
     except WhetError:
         return None

@@ -25,12 +25,14 @@ from whet.rewrite import joint
 from whet.rewrite.bank import Bank
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.guards import guards
+from whet.rewrite.library import Entry
 from whet.rewrite.lift import forms_of, holds, lifted
 from whet.rewrite.prove import Prover
+from whet.rewrite.prune import derivable, minimal, near
 from whet.rewrite.rule import Refutation, Rule
 from whet.rewrite.scopes import ACTIVATIONS, SCOPES, Scope
 from whet.rewrite.sift import Sift
-from whet.rewrite.sketch import Side, Sketch, Tree
+from whet.rewrite.sketch import Side, Sketch, Tree, leaves
 
 Tell = Callable[[str], None]
 _MOST_GUARDS = 3
@@ -125,14 +127,16 @@ class Explorer:
         self.prover = Prover(trials=_TRIALS)
         self.lines: list[Line] = []
         self.unknown: list[str] = []
+        self.rules: dict[str, Conjecture] = {}
 
     def run(self) -> Outcome:
         """All of it, or what the journal says that it came to."""
         if self.journal.outcome is not None:
             return self.journal.outcome
         bank = Bank(self.scope, self.tell)
-        sift = Sift(bank, self._accept, self.tell)
+        sift = Sift(bank, self._accept, self._derives, self.tell)
         for line in self.known:
+            self._learnt(line)
             sift.learn(line.conjecture)
         sift.run()
         outcome = Outcome(self.lines, sum(bank.counts), sift.asked, self.unknown)
@@ -148,6 +152,20 @@ class Explorer:
             self.journal.note(text, isinstance(verdict, Rule))
         return self.journal.known[text]
 
+    def _learnt(self, line: Line) -> None:
+        self.rules[f"{line.name} ({len(self.rules)})"] = line.conjecture
+
+    def _derives(self, sketch: Sketch) -> bool:
+        """Whether the rules found so far lead from one side to the other."""
+        try:
+            rule = Conjecture(f"sketch: {sketch.text}")
+        except WhetError:
+            return False
+        text = f"derived: {rule.text}"
+        if text not in self.journal.known:
+            self.journal.note(text, derivable(rule, near(rule, self.rules), self.prover))
+        return self.journal.known[text]
+
     def _accept(self, sketch: Sketch) -> Conjecture | None:
         found = self._guarded(sketch)
         if found is None:
@@ -156,6 +174,7 @@ class Explorer:
         if not holds(general, self.proven):  # names ran into each other: as it was, then
             general = found
         line = self._line(general)
+        self._learnt(line)
         for wider in joined(general):
             if holds_text(wider, self.proven):
                 self._line_of(f"{general.name}, as one", wider)
@@ -207,6 +226,9 @@ def joined(sketch: Sketch) -> Iterator[str]:
     ):
         return
     for both in joint.split(sketch, _extents(sketch)):
+        first, second = (set(leaves(s)) for s in both.left[:2])
+        if not any(sketch.shapes[n] for n in first & second if n in sketch.shapes):
+            continue  # nothing is gained by putting side by side what shares nothing
         wide = joint.family(both)
         yield wide if wide is not None else both.text
 
@@ -322,6 +344,39 @@ def assembled(outcomes: Iterable[Outcome]) -> list[Line]:
             number = f" ({names[line.name]})" if names[line.name] > 1 else ""
             found.append(Line(line.name + number, line.statement, line.scope))
     return found
+
+
+def tabulated(lines: Sequence[Line], tell: Tell = lambda _: None) -> list[Entry]:
+    """The lines that are not derivable from the others, with what their proofs say."""
+    prover = Prover()
+    rules = {x.name: x.conjecture for x in lines}
+    kept = minimal(rules, prover, tell)
+    scopes = {x.name: x for x in lines}
+    found: list[Entry] = []
+    for name, rule in kept.items():
+        proof = covered(rule, prover)
+        if proof is not None:
+            found.append(Entry(name, scopes[name].statement, scopes[name].scope, *proof))
+    return found
+
+
+def covered(rule: Conjecture, prover: Prover) -> tuple[str, str] | None:
+    """What the proofs of a rule at its forms cover, and what it does to rounding."""
+    verdicts = [prover.prove(Statement(rule, form)) for form in forms_of(rule)]
+    proofs = [v.proof for v in verdicts if isinstance(v, Rule)]
+    if len(proofs) < len(verdicts):
+        return None
+    kind = "bounded" if any(p.coverage.startswith("bounded") for p in proofs) else "all-shapes"
+    forms = [v.statement.form for v in verdicts]
+    parts = [f"width {f}" for f in dict.fromkeys(x.width for x in forms) if f]
+    for name, _ in forms[0].ranks:
+        ranks = sorted({r for x in forms for n, r in x.ranks if n == name})
+        parts.append(f"rank of {name} {', '.join(map(str, ranks))}")
+    for name, _ in forms[0].values:
+        values = sorted({str(v) for x in forms for n, v in x.values if n == name})
+        parts.append(f"{name} = {', '.join(values)}")
+    covers = f"{kind} ({'; '.join(parts)})" if parts else kind
+    return covers, str(proofs[0].floating)
 
 
 def version() -> str:

@@ -2,6 +2,8 @@
 
     tensors     add(x, x) where add(x, y) does too
     sizes       x[M, K], y[M, K] where x[M, K], y[N, K] does too: what is not forced to be equal differs
+    atoms       x[G*C] as x[C] where the product alone occurs
+    numbers     index=0 where any index does
     ranks       x[M, K] where x[*B, K] does too, axes behind the group counted from the end
     axes        axis=0 where any axis does: x[*B], axis=a
 
@@ -11,6 +13,7 @@ Each step is tried and proven, at several ranks and axes; one that is not proven
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -25,11 +28,12 @@ Proven = Callable[[Conjecture, Form], bool]
 _MOST = 64
 _RANKS = (2, 1, 3)
 _PERMUTED = (1, 2, 0)
+_AGAIN = ((2, 0, 1), (0, 2, 1))
 
 
 def lifted(sketch: Sketch, proven: Proven) -> Sketch:
     """The sketch as general as it can be made; it is proven itself."""
-    for step in (_tensors, _sizes, _axes, _groups):
+    for step in (_tensors, _atoms, _sizes, _numbers, _composed, _axes, _groups):
         sketch = step(sketch, proven)
     return sketch
 
@@ -44,8 +48,10 @@ def forms_of(conjecture: Conjecture) -> Iterator[Form]:
     for rank in _RANKS if sides.groups else (0,):
         ranks = tuple((g, rank) for g in sides.groups)
         if "p" in sides.structural:
-            if rank == len(_PERMUTED):
-                yield Form(width, ranks, (("p", _PERMUTED),))
+            if rank == len(_PERMUTED) and "q" in sides.structural:
+                yield from (Form(width, ranks, (("p", _PERMUTED), ("q", q))) for q in _AGAIN)
+            elif rank == len(_PERMUTED):
+                yield from (Form(width, ranks, (("p", p),)) for p in (_PERMUTED, _AGAIN[1]))
             continue
         for axis in range(rank) if "a" in sides.structural else (0,):
             yield Form(width, ranks, tuple((n, axis) for n in sides.structural))
@@ -82,7 +88,7 @@ def _finer(sketch: Sketch) -> Iterator[Sketch]:
         if len(at) < 2 or not other or len(other) > 4 or len(at) > 4:
             continue
         fresh = next(n for n in (f"{name}{k}" for k in range(9)) if n not in sketch.shapes)
-        for size, count in itertools.product(range(1, len(at)), range(1, len(other) + 1)):
+        for size, count in itertools.product(range(1, len(at)), range(len(other) + 1)):
             for some in itertools.combinations(at[1:], size):
                 for more in itertools.combinations(other, count):
                     yield replace(
@@ -102,6 +108,90 @@ def _renamed(
         count = sum(1 for _ in leaves(s))
         found.append(replaced(s, [next(new) for _ in range(count)]))
     return tuple(found)
+
+
+# -- atoms and numbers ---------------------------------------------------------------------------
+def _atoms(sketch: Sketch, proven: Proven) -> Sketch:
+    """A product of sizes as one size, where its factors occur nowhere else."""
+    dims = [d for shape in sketch.shapes.values() for d in shape]
+    for product in dict.fromkeys(d for d in dims if "*" in d and not d.startswith("*")):
+        factors = product.split("*")
+        if not all(f.isalpha() for f in factors):
+            continue
+        whole = factors[-1]
+        symbol, old = Poly.symbol(whole), Poly.symbol(factors[0])
+        for f in factors[1:]:
+            old = old * Poly.symbol(f)  # type: ignore[assignment]
+
+        def value(v: object, old: Poly = old, symbol: Poly = symbol) -> object:
+            if isinstance(v, tuple):
+                return tuple(map(value, v))
+            return symbol if v == old else v
+
+        coarser = replace(
+            _with_values(sketch, value),
+            shapes={n: tuple(whole if d == product else d for d in shape)
+                    for n, shape in sketch.shapes.items()},
+        )  # fmt: skip
+        if any(f in re.findall(r"[A-Z]\w*", d) for f in factors[:-1]
+               for shape in coarser.shapes.values() for d in shape):  # fmt: skip
+            continue
+        if holds(coarser, proven):
+            sketch = coarser
+    return sketch
+
+
+def _numbers(sketch: Sketch, proven: Proven) -> Sketch:
+    """A position along an axis as any position."""
+    for number in (0, 1):
+
+        def free(s: Side, number: int = number) -> Side:
+            if not isinstance(s, Tree):
+                return s
+            attrs = tuple(
+                (k, Text("i") if k == "index" and v == number else v) for k, v in s.attrs
+            )
+            return Tree(s.op, attrs, tuple(None if a is None else free(a) for a in s.args))
+
+        wider = replace(
+            sketch, left=tuple(map(free, sketch.left)), right=tuple(map(free, sketch.right))
+        )
+        if wider != sketch and holds(wider, proven):
+            return wider
+    return sketch
+
+
+def _composed(sketch: Sketch, proven: Proven) -> Sketch:
+    """Two permutations, one after the other, as any two."""
+    (left,), (right,) = sketch.left[:1], sketch.right[:1]
+    if not (isinstance(left, Tree) and isinstance(right, Tree) and left.op == right.op):
+        return sketch
+    inner = left.args[0]
+    if not (isinstance(inner, Tree) and inner.op == left.op and isinstance(inner.args[0], str)):
+        return sketch
+    if [*dict(left.attrs)] != ["dims"] or right.args != inner.args:
+        return sketch
+    name = inner.args[0]
+    first = Tree(left.op, (("dims", Text("p")),), (name,))
+    wider = replace(
+        sketch,
+        left=(Tree(left.op, (("dims", Text("q")),), (first,)),),
+        right=(Tree(left.op, (("dims", Text("tuple(p[j] for j in q)")),), (name,)),),
+        shapes={name: ("*B",)},
+    )
+    return wider if holds(wider, proven) else sketch
+
+
+def _with_values(sketch: Sketch, value: Callable[[object], object]) -> Sketch:
+    def side(s: Side) -> Side:
+        if not isinstance(s, Tree):
+            return s
+        attrs = tuple((k, value(v)) for k, v in s.attrs)
+        return Tree(s.op, attrs, tuple(None if a is None else side(a) for a in s.args))
+
+    return replace(
+        sketch, left=tuple(map(side, sketch.left)), right=tuple(map(side, sketch.right))
+    )
 
 
 # -- sizes ---------------------------------------------------------------------------------------
@@ -243,30 +333,24 @@ def _with_sizes(sketch: Sketch, to: Mapping[str, str]) -> Sketch:
             return tuple(map(value, v))
         return substitute(v, symbols) if isinstance(v, Poly) else v
 
-    def side(s: Side | None) -> Side | None:
-        if not isinstance(s, Tree):
-            return s
-        attrs = tuple((k, value(v)) for k, v in s.attrs)
-        return Tree(s.op, attrs, tuple(map(side, s.args)))
-
-    return replace(
-        sketch,
-        left=tuple(x for x in map(side, sketch.left) if x is not None),
-        right=tuple(x for x in map(side, sketch.right) if x is not None),
-        shapes={n: tuple(to.get(d, d) for d in dims) for n, dims in sketch.shapes.items()},
-    )
+    shapes = {n: tuple(to.get(d, d) for d in dims) for n, dims in sketch.shapes.items()}
+    return replace(_with_values(sketch, value), shapes=shapes)
 
 
 # -- ranks and axes ------------------------------------------------------------------------------
 def _groups(sketch: Sketch, proven: Proven) -> Sketch:
-    """One dim that nothing addresses as any number of dims."""
+    """Neighbouring dims that nothing addresses as any number of dims, as many as can be."""
     if any("*" in d for dims in sketch.shapes.values() for d in dims):
         return sketch
-    runs = dict.fromkeys((d,) for dims in sketch.shapes.values() for d in dims if d.isalnum())
-    for run in runs:
-        wider = _grouped(sketch, run)
-        if wider is not None and holds(wider, proven):
-            return wider
+    runs = dict.fromkeys(
+        dims[i:j] for dims in sketch.shapes.values()
+        for i in range(len(dims)) for j in range(i + 1, len(dims) + 1)
+    )  # fmt: skip
+    for run in sorted(runs, key=len, reverse=True):
+        if len(set(run)) == len(run) and all(d.isalnum() and not d.isdigit() for d in run):
+            wider = _grouped(sketch, run)
+            if wider is not None and not _addressed(wider) and holds(wider, proven):
+                return wider
     return sketch
 
 

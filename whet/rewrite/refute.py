@@ -94,6 +94,8 @@ def _differ(
         right = build(statement.sides.right, leaves, scope)
     except (RecordError, ConjectureError) as fault:
         return Counterexample(scope, 0, None, left[0].type, fault.summary, "types")
+    if any(isinstance(n, int) and n < 0 for x in topological(right) for n in x.shape):
+        return Counterexample(scope, 0, None, left[0].type, "a negative size", "types")
     for k, (a, b) in enumerate(zip(left, right, strict=True)):
         if a.type != b.type:
             return Counterexample(scope, k, None, a.type, b.type, "types")

@@ -42,11 +42,13 @@ class Sift:
 
     Attributes:
         accept: told of each conjecture; gives the rule that it is an instance of, or None.
+        derives: whether known rules give it through graphs that are larger than the bank's.
         asked, accepted: how many there were.
     """
 
     bank: Bank
     accept: Callable[[Sketch], Conjecture | None]
+    derives: Callable[[Sketch], bool] = lambda _: False
     tell: Callable[[str], None] = lambda _: None
     asked: int = 0
     accepted: int = 0
@@ -98,8 +100,12 @@ class Sift:
             self._join(group, c, size)
             if group.find(k) == group.find(0):
                 continue
+            sketch = self.sketch(group.members[k], group.members[0], c)
+            if size > 2 and self.derives(sketch):
+                group.join(k, 0)
+                continue
             self.asked += 1
-            rule = self.accept(self.sketch(group.members[k], group.members[0], c))
+            rule = self.accept(sketch)
             if rule is not None:
                 self.accepted += 1
                 self.learn(rule)
