@@ -10,7 +10,6 @@ must agree to the picosecond; times are medians over the proposals.
 from __future__ import annotations
 
 import argparse
-import datetime
 import random
 import statistics
 import time
@@ -104,18 +103,18 @@ def proposal(rng: random.Random, old: Placed) -> Placed:
     return replace(old, stages=(*old.stages[:k], stage, *old.stages[k + 1 :]))
 
 
-def compared(case: Case) -> dict[str, Any]:
+def compared(case: Case, proposals: int = DELTA, fulls: int = FULL) -> dict[str, Any]:
     """Seconds of a proposal each way, and whether they agree."""
     of, rng = cluster(case.machine), random.Random(0)
     simulator = Simulator(of)
     simulator.simulate(case.placed)
     every: dict[str, list[float]] = {"full": [], "afresh": [], "delta": []}
     equal, plan = True, case.placed
-    for k in range(DELTA):
+    for k in range(proposals):
         plan = proposal(rng, plan)
         ticks, seconds = _timed(lambda plan=plan: simulator.simulate(plan).ticks)
         every["delta"].append(seconds)
-        if k % (DELTA // FULL) == 0:
+        if k % (proposals // fulls) == 0:
             other, seconds = _timed(lambda plan=plan: full(plan, of).ticks)
             every["full"].append(seconds)
             third, seconds = _timed(lambda plan=plan: _afresh(of, plan))
@@ -146,20 +145,13 @@ def _timed(call: Callable[[], int]) -> tuple[int, float]:
 
 def measure(
     args: argparse.Namespace, progress: Callable[[str], None]
-) -> tuple[dict[str, Any], str]:
-    """Every case; the result and the page."""
+) -> tuple[list[dict[str, Any]], str]:
+    """Every case; the records and the page."""
     records = []
     for case in cases(getattr(args, "small", False)):
         progress(case.name)
         records.append(compared(case))
-    result = {
-        "suite": "parallel",
-        "part": "simulator",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "complete": True,
-        "records": records,
-    }
-    return result, page(records)
+    return records, page(records)
 
 
 def page(records: list[dict[str, Any]]) -> str:
