@@ -109,6 +109,8 @@ def _innermost(loop: Loop) -> bool:
 def place(d: Draft, stack: int) -> None:
     """Scratch of one element in a register, what is small on the stack."""
     for b in d.kernel.scratch:
+        if b.role != "memory":
+            continue
         if b.count == 1:
             d.do(Keep(b.name, "register"))
         elif b.bytes <= stack and _within(d.kernel, b.name):

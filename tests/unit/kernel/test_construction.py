@@ -1,0 +1,125 @@
+"""Schedules made from structure alone: right against the naive kernel, and of the wanted form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from whet.ir.graph import Graph, Node, apply, leaf
+from whet.ir.types import DType, TensorType
+from whet.kernel import layout as lay
+from whet.kernel.chain import chain
+from whet.kernel.core import core
+from whet.kernel.draft import points
+from whet.kernel.interpret import run
+from whet.kernel.loops import Kernel, Loop, walk
+from whet.kernel.lower import lower
+from whet.kernel.schedule import Illegal, read, show
+from whet.kernel.schedule import apply as scheduled
+from whet.kernel.space import drafts
+from whet.kernel.tile import prepared
+from whet.machine.target import Target
+
+NARROW = Target("avx512f", 16, 32, 2)  # four lanes: small sizes have tiles, tails and rests
+
+
+def x(name: str, *shape: int) -> Node:
+    return leaf("input", name, TensorType(DType.f32, shape))
+
+
+def linear(m: int, k: int, n: int) -> Graph:
+    ins = x("x", m, k), x("w", n, k), x("v", n)
+    return Graph(ins, (apply("gelu", apply("linear", *ins)),))
+
+
+def convolution(n: int, c: int, o: int, size: int, taps: int, stride: int, groups: int) -> Graph:
+    ins = x("x", n, c, size, size), x("w", o, c // groups, taps, taps), x("v", o)
+    pad = (taps - 1) // 2
+    y = apply(
+        "conv2d", *ins, stride=(stride,) * 2, padding=(pad,) * 2, dilation=(1, 1), groups=groups
+    )
+    return Graph(ins, (apply("relu", y),))
+
+
+def norm_chain() -> Graph:
+    ins = x("x", 12, 20), x("w", 20), x("v", 20)
+    y = apply("layer_norm", *ins, eps=1e-5, size=(20,))
+    return Graph(ins, (apply("add", ins[0], apply("softmax", apply("gelu", y), axis=1)),))
+
+
+def naive(graph: Graph) -> Kernel:
+    """Images with their channels last."""
+    k = lower(graph)
+    for b in (k.buffer("x0"), k.buffer("y0")):
+        if len(b.sizes) == 4:
+            k = k.with_buffer(replace(b, layout=lay.dense(b.sizes, (0, 2, 3, 1))))
+    return k
+
+
+CASES = {
+    "linear": linear(6, 5, 24),
+    "linear with rests": linear(7, 5, 26),
+    "one row": linear(1, 9, 50),
+    "one row, prime": linear(1, 9, 53),
+    "1x1": convolution(1, 3, 8, 8, 1, 1, 1),
+    "3x3": convolution(2, 4, 9, 7, 3, 1, 1),
+    "3x3 strided": convolution(1, 4, 8, 7, 3, 2, 1),
+    "depthwise": convolution(1, 8, 8, 6, 3, 1, 8),
+    "depthwise strided": convolution(1, 8, 8, 7, 3, 2, 8),
+    "grouped": convolution(1, 8, 8, 5, 3, 1, 2),
+    "chain": norm_chain(),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_draft_computes_the_same(name: str) -> None:
+    k = naive(CASES[name])
+    rng = np.random.default_rng(0)
+    arrays = {b.name: rng.standard_normal(b.sizes) for b in k.inputs}
+    want = run(k, arrays)["y0"]
+    found = drafts(k, frozenset({"x1", "x2"}), NARROW)
+    assert found[-1].name == "chain"
+    for d in found:
+        again = scheduled(k, read(show(d.schedule)))
+        assert not isinstance(again, Illegal), again
+        assert again == d.kernel
+        np.testing.assert_allclose(run(d.kernel, arrays)["y0"], want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "one row", "1x1", "3x3", "depthwise"])
+def test_sums_stay_in_registers(name: str) -> None:
+    k = naive(CASES[name])
+    best = drafts(k, frozenset({"x1", "x2"}), NARROW)[0]
+    assert best.name != "chain"
+    roles = {b.role for b in best.kernel.scratch if b.name.startswith("t")}
+    assert roles == {"register"}
+    assert points(best.kernel) <= 1.5 * points(k)
+
+
+def test_a_chain_of_rows_is_one_loop_over_rows() -> None:
+    k = chain(naive(CASES["chain"]), threads=1).kernel
+    (rows,) = k.body
+    assert isinstance(rows, Loop)
+    inner = [s for s in rows.body if isinstance(s, Loop)]
+    assert len(inner) == 5
+    assert all(s.kind == "vector" for s in inner)
+    assert all(b.role in ("register", "stack") for b in k.scratch)
+    assert not any(isinstance(s, Loop) and s.kind == "parallel" for s in walk(k.body))
+
+
+def test_threads_share_what_is_large_enough() -> None:
+    ins = (x("x", 512, 64),)
+    k = lower(Graph(ins, (apply("exp", *ins),)))
+    assert [s.kind for s in chain(k, 2).kernel.body if isinstance(s, Loop)] == ["parallel"]
+    assert [s.kind for s in chain(k, 1).kernel.body if isinstance(s, Loop)] != ["parallel"]
+
+
+def test_vectors_run_along_what_lies_together() -> None:
+    p = prepared(naive(CASES["depthwise"])).kernel
+    c = core(p, frozenset({"x1", "x2"}))
+    assert c is not None
+    assert (c.vector, c.row) == ("y0_b1", "y0_b3")
+    assert core(p, frozenset()) is None  # the weights lie apart, and must stay so
+    assert core(prepared(naive(CASES["chain"])).kernel, frozenset()) is None

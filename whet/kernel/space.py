@@ -1,0 +1,62 @@
+"""Schedules worth trying for a kernel, from its structure: a handful, each to be measured.
+
+    tile     the heaviest reduction in registers, in several cuts
+    blocks   products with a norm between them, in blocks of rows
+    chain    loops over the same rows joined, values kept near: always possible
+
+>>> from whet.ir.graph import Graph, apply, leaf
+>>> from whet.ir.types import DType, TensorType
+>>> from whet.kernel.lower import lower
+>>> x, w = (leaf("input", n, TensorType(DType.f32, (64, 64))) for n in "xw")
+>>> k = lower(Graph((x, w), (apply("relu", apply("matmul", x, w)),)))
+>>> [d.name for d in drafts(k, frozenset(), Target("avx2", 32, 16, 2))]
+['24x4 por', '24x4 orp', '16x6 por', '16x6 orp', '8x13 por', 'chain']
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whet.kernel.blocks import blocks
+from whet.kernel.chain import chain
+from whet.kernel.core import core
+from whet.kernel.draft import Draft
+from whet.kernel.loops import Kernel
+from whet.kernel.schedule import Schedule
+from whet.kernel.tile import guarded, prepared, tile, variants
+from whet.machine.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A schedule that applies to a kernel, and what it makes of it."""
+
+    name: str
+    schedule: Schedule
+    kernel: Kernel
+    refused: tuple[str, ...] = ()
+
+
+def drafts(kernel: Kernel, fixed: frozenset[str], target: Target) -> list[Drafted]:
+    """Schedules, the most promising first.
+
+    Args:
+        kernel: naive, with its buffers laid out as they will lie.
+        fixed: inputs that may be laid out otherwise ahead of time.
+    """
+    found: list[Drafted] = []
+    base = prepared(kernel)
+    c = core(base.kernel, fixed)
+    if c is not None and len(c.reduced) and c.extent(c.vector) > 1:
+        for t in variants(c, target, bool(guarded(c.update))):
+            d = tile(base, c, t, fixed, target)
+            if d is not None:
+                found.append(_drafted(f"{t.columns}x{t.rows} {t.order}", d))
+    if not found and (rows := blocks(kernel, target)) is not None:
+        found.append(_drafted("blocks", rows))
+    found.append(_drafted("chain", chain(kernel, target.threads, target.l1)))
+    return found
+
+
+def _drafted(name: str, d: Draft) -> Drafted:
+    return Drafted(name, d.schedule, d.kernel, tuple(map(str, d.refused)))
