@@ -68,7 +68,7 @@ def _run(space: Recorded, strategy: Strategy, trials: int) -> list[float]:
 def sampled(table: Table, seed: int, trials: int) -> list[float]:
     """Random search."""
     space = Recorded(table, seed, near=False, cross=False)
-    return _run(space, Sampling(seed, batch=1, window=len(table.seconds)), trials)
+    return _run(space, Sampling(seed, batch=1, window=16), trials)
 
 
 def annealed(table: Table, seed: int, trials: int) -> list[float]:

@@ -47,7 +47,7 @@ class TableSpace:
         found = dict.fromkeys(row for row in local if row in self.table.seconds)
         listed = list(found)
         self.rng.shuffle(listed)
-        rest = iter(self._shuffled()) if self.anywhere else iter(())
+        rest = self._drawn() if self.anywhere else iter(())
         # Turn about, so that a window of any size holds some of each.
         for pair in itertools.zip_longest(listed, rest):
             for row in pair:
@@ -60,8 +60,9 @@ class TableSpace:
     def cost(self, cs: Sequence[Candidate[Row]]) -> list[Scored[Row]]:
         return [Scored(c.after, Cost(self.table.seconds[c.after])) for c in cs]
 
-    def _shuffled(self) -> list[Row]:
-        return self.rng.sample(self.rows, len(self.rows))
+    def _drawn(self) -> Iterator[Row]:
+        """Rows from the whole table, drawn as they are asked for; some come twice."""
+        return (self.rng.choice(self.rows) for _ in range(4 * len(self.rows)))
 
     def _neighbours(self, row: Row) -> Iterator[Row]:
         for k, values in enumerate(self.table.values):
