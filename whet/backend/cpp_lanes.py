@@ -275,4 +275,5 @@ def chunk_index(var: str, chunk: Expr, lanes: int) -> Mapping[str, Expr]:
 
 
 def neutral_lanes(how: str) -> str:
+    """What an update leaves as it is, in every lane."""
     return f"splat({number(ex.REDUCTIONS[how], 'f')})"

@@ -1,13 +1,14 @@
 """Which scratch is kept in C variables: what only constant indices reach.
 
-    a vector     accessed along a vector loop, or within one in which it lives: {first element: name}
-    a scalar     accessed one element at a time: {element: name}
+    a vector     accessed along a vector loop, or within one that it lives in
+    a scalar     accessed one element at a time
 
 A buffer that is accessed both ways, or with vectors that overlap, is an array: right, and slower.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ def _pieces(
     if len({kind for kind, _ in pieces.values()}) > 1:
         return None
     places = sorted(pieces)
-    for low, high in zip(places, places[1:], strict=False):
+    for low, high in itertools.pairwise(places):
         if low + pieces[low][1] > high:
             return None
     return pieces
