@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from whet.machine import Cluster, Mesh
+from whet.machine import Mesh, Topology
 from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage, Step, Weights
 
 KERNELS = ("contraction", "stream", "gather", "fused")
@@ -68,10 +68,10 @@ def block(rng: random.Random, name: str, axes: list[str]) -> Block:
 
 
 def placed(
-    rng: random.Random, cluster: Cluster, *, devices: int | None = None, small: bool = False
+    rng: random.Random, topology: Topology, *, devices: int | None = None, small: bool = False
 ) -> Placed:
-    """A model of random blocks on some devices of a cluster; a `small` one has few repetitions."""
-    total = min(devices or cluster.size, cluster.size)
+    """A model of random blocks on some devices of a topology; a `small` one has few repetitions."""
+    total = min(devices or topology.size, topology.size)
     groups = rng.choice([g for g in (1, 2, 3, 4) if g <= total])
     each = total // groups
     schedule = rng.choice(("gpipe", "1f1b", "interleaved", "zero_bubble"))

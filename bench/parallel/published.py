@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.parallel.transformer import Decoder, Split, placed
-from whet.machine import cluster
+from whet.machine import topology
 from whet.parallel.simulate import Simulator
 
 SC21 = "Narayanan et al., SC 2021, table 1; microbatches: Megatron-LM, examples/sc21/run_table_1.sh"
@@ -181,7 +181,7 @@ def runs() -> list[Published]:
 def predicted(run: Published) -> dict[str, Any]:
     """The simulator's figures for one run."""
     began = time.perf_counter()
-    found = Simulator(cluster(run.machine)).simulate(placed(run.model, run.split))
+    found = Simulator(topology(run.machine)).simulate(placed(run.model, run.split))
     return {
         "model": run.name,
         "system": "simulator",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.parallel.transformer import Decoder, Split, placed
-from whet.machine import Cluster, Mesh, cluster
+from whet.machine import Mesh, Topology, topology
 from whet.parallel.flat import full
 from whet.parallel.placed import Block, Placed, Run, Stage, Step, Weights
 from whet.parallel.simulate import Simulator
@@ -105,7 +105,7 @@ def proposal(rng: random.Random, old: Placed) -> Placed:
 
 def compared(case: Case, proposals: int = DELTA, fulls: int = FULL) -> dict[str, Any]:
     """Seconds of a proposal each way, and whether they agree."""
-    of, rng = cluster(case.machine), random.Random(0)
+    of, rng = topology(case.machine), random.Random(0)
     simulator = Simulator(of)
     simulator.simulate(case.placed)
     every: dict[str, list[float]] = {"full": [], "afresh": [], "delta": []}
@@ -134,7 +134,7 @@ def compared(case: Case, proposals: int = DELTA, fulls: int = FULL) -> dict[str,
     }
 
 
-def _afresh(of: Cluster, plan: Placed) -> int:
+def _afresh(of: Topology, plan: Placed) -> int:
     return Simulator(of).simulate(plan).ticks
 
 

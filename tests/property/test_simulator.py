@@ -11,7 +11,7 @@ import random
 import pytest
 
 from tests import placements
-from whet.machine import cluster
+from whet.machine import topology
 from whet.parallel.flat import full
 from whet.parallel.simulate import Simulator
 
@@ -26,7 +26,7 @@ def fullest(found, of, stage):
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_delta_is_full(name, count):
-    of = cluster(name)
+    of = topology(name)
     simulator = Simulator(of)
     rng = random.Random(name)
     for _ in range(count(25, 520)):
@@ -43,7 +43,7 @@ def test_delta_is_full(name, count):
 
 def test_what_is_remembered_changes_nothing(count):
     """A simulator that has seen much says what a fresh one says."""
-    of = cluster("p100x4:4")
+    of = topology("p100x4:4")
     old, rng = Simulator(of), random.Random(7)
     for _ in range(count(10, 200)):
         placed = placements.placed(rng, of)

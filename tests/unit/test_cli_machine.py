@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.run.test_calibrate import FOUND, HOST
 from whet import cli
-from whet.machine import cluster, preset
+from whet.machine import topology, preset
 from whet.run import calibrate
 
 
@@ -42,4 +42,4 @@ def test_measure_writes_a_machine(capsys, tmp_path, monkeypatch):
     out = tmp_path / "mine.yaml"
     assert cli.main(["machine", "measure", "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
-    assert cluster(str(out)).size == 2
+    assert topology(str(out)).size == 2

@@ -15,7 +15,7 @@ from typing import Any
 
 from whet.cli.console import Console, write
 from whet.errors import WhetError
-from whet.machine import Cluster, cluster, preset
+from whet.machine import Topology, preset, topology
 from whet.report import table
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _list(args: argparse.Namespace, console: Console) -> Any:
     rows = [["machine", "devices", "", "about"]]
     for name in preset.presets():
-        found = cluster(name)
+        found = topology(name)
         kinds = " + ".join(f"{n.count * n.devices} {n.device.name}" for n in found.nodes)
         rows.append([name, kinds, "", re.split("[.:;]", found.about)[0]])
     console.print(table.aligned(rows, left=(0, 1, 2, 3)))
@@ -56,7 +56,7 @@ def _show(args: argparse.Namespace, console: Console) -> Any:
         raise WhetError(
             "which machine?", expected="whet machine show NAME", hint="whet machine list"
         )
-    found = cluster(args.name)
+    found = topology(args.name)
     text = preset.text_of(args.name)
     console.print(preset.write(text).rstrip())
     console.print()
@@ -64,7 +64,7 @@ def _show(args: argparse.Namespace, console: Console) -> Any:
     return text
 
 
-def _summary(found: Cluster) -> str:
+def _summary(found: Topology) -> str:
     """What follows from the text: sizes, and the levels of the hierarchy."""
     rows = [["level", "joins", "link", "latency", "bandwidth", "ports"]]
     rows += [

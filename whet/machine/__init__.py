@@ -1,25 +1,32 @@
-"""What programs run on: this host as one processor, and clusters of devices as plans see them.
+"""What programs run on: this host as one processor, and devices with links as plans see them.
 
-Machine   the processor of this process, with measured limits             processor.py
-Device    one accelerator or host: peaks, memory, how fast kernels of each class get   device.py
-Link      what joins devices: latency, bandwidth, who shares a port       link.py
-Cluster   devices in nodes, nodes in a network; presets are YAML          cluster.py, preset.py
-Mesh      some devices of a cluster arranged along named axes             mesh.py
+Machine   the processor of this process, with measured limits           processor.py
+Device    an accelerator or host: peaks, memory, what kernels get       device.py
+Link      what joins devices: latency, bandwidth, who shares a port     link.py
+Topology  devices in nodes, nodes in a network; presets are YAML        topology.py, preset.py
+Mesh      some devices of a topology, arranged along named axes         mesh.py
 """
 
 from __future__ import annotations
 
-from whet.machine.cluster import Cluster, Level, Node
+from typing import TypeAlias
+
 from whet.machine.device import Curve, Device
 from whet.machine.link import Link, Timing
 from whet.machine.mesh import Mesh
-from whet.machine.preset import cluster, overridden, presets, read, sweep, write
+from whet.machine.preset import overridden, presets, read, sweep, topology, write
 from whet.machine.processor import ISA, Cache, Machine, Rate
+from whet.machine.topology import Level, Node, Topology
+
+Cluster: TypeAlias = Topology  # the names until now
+cluster = topology
 
 __all__ = [
+    "Cluster",
+    "cluster",
     "ISA",
     "Cache",
-    "Cluster",
+    "Topology",
     "Curve",
     "Device",
     "Level",
@@ -29,7 +36,7 @@ __all__ = [
     "Node",
     "Rate",
     "Timing",
-    "cluster",
+    "topology",
     "overridden",
     "presets",
     "read",

@@ -28,7 +28,12 @@ from whet.errors import WhetError
 
 KINDS = ("contraction", "window", "fused", "stream", "gather", "recurrence")
 # A class without a curve of its own behaves like another one.
-LIKE = {"window": "contraction", "fused": "contraction", "gather": "stream", "recurrence": "stream"}
+LIKE = {
+    "window": "contraction",
+    "fused": "contraction",
+    "gather": "stream",
+    "recurrence": "contraction",
+}
 
 # Smaller tiles fill the units better and use each value less often: (cuts of rows, of columns, what
 # is kept of the rate). A library takes the best.
@@ -107,7 +112,7 @@ def _grid(points: tuple[tuple[tuple[int, ...], float], ...], at: tuple[float, ..
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device of a cluster.
+    """One device of a topology.
 
     Attributes:
         name: its model.

@@ -1,10 +1,10 @@
-"""A mesh: some devices of a cluster, arranged along named axes.
+"""A mesh: some devices of a topology, arranged along named axes.
 
     Mesh := (axis size)* device*            devices in row-major order of the axes: the last is fast
 
 A group is a row of the mesh along one axis, or a plane along several: the devices that take part
 in one collective. All groups along the same axes work at once and get equal parts of what they
-share, which `Span` counts for each level of the cluster's hierarchy.
+share, which `Span` counts for each level of the topology's hierarchy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Mesh:
 
     Attributes:
         axes: name and size of each axis.
-        devices: indices of the cluster's devices, row-major.
+        devices: indices of the topology's devices, row-major.
     """
 
     axes: tuple[tuple[str, int], ...]

@@ -8,7 +8,7 @@
     path    := link.bandwidth | links.NAME.latency | device.memory | devices.NAME.peak.bfloat16 | …
     Sweep   := path=low..high[*factor] | path=value,value …
 
-Numbers stand in the units that data sheets use; they become bytes and seconds when a `Cluster` is
+Numbers stand in the units that data sheets use; they become bytes and seconds when a `Topology` is
 made. In a path `link` is the outermost link, `device` the first device, `nodes` the first kind of
 node: the ones that a machine with one of them has.
 """
@@ -24,9 +24,9 @@ from typing import Any
 import yaml
 
 from whet.errors import WhetError
-from whet.machine.cluster import Cluster, Level, Node
 from whet.machine.device import KINDS, Curve, Device
 from whet.machine.link import Link, Timing
+from whet.machine.topology import Level, Node, Topology
 
 FOLDER = Path(__file__).with_name("presets")
 VERSION = 1
@@ -41,10 +41,10 @@ def presets() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def cluster(name: str) -> Cluster:
+def topology(name: str) -> Topology:
     """The machine of a `Name` (see the module's grammar).
 
-    >>> cluster("h100x8:4").size, cluster("h100x8:4,link.bandwidth=25").network[-1].link.bandwidth
+    >>> topology("h100x8:4").size, topology("h100x8:4,link.bandwidth=25").network[-1].link.bandwidth
     (32, 25000000000.0)
 
     Raises:
@@ -195,8 +195,8 @@ def sweep(text: str) -> tuple[str, tuple[float, ...]]:
         ) from None
 
 
-def read(text: Mapping[str, Any], name: str = "") -> Cluster:
-    """The cluster that a text describes.
+def read(text: Mapping[str, Any], name: str = "") -> Topology:
+    """The topology that a text describes.
 
     Raises:
         WhetError: something is missing, unknown or refers to what is not there.
@@ -219,7 +219,7 @@ def read(text: Mapping[str, Any], name: str = "") -> Cluster:
             for t in text.get("timings", ())
         )
         sources = tuple(text.get("sources", ()))
-        return Cluster(name, nodes, network, timings, str(text.get("about", "")).strip(), sources)
+        return Topology(name, nodes, network, timings, str(text.get("about", "")).strip(), sources)
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise WhetError(
             "a machine is not described in full",

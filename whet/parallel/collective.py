@@ -1,4 +1,4 @@
-"""What a collective costs on a cluster, by algorithm, and which links it uses.
+"""What a collective costs on a topology, by algorithm, and which links it uses.
 
     all_reduce      ring | tree | hierarchical
     all_gather, reduce_scatter      ring | halving | hierarchical
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whet.errors import WhetError
-from whet.machine import Cluster, Mesh
+from whet.machine import Mesh, Topology
 from whet.parallel.placed import COLLECTIVES, Placed
 
 
@@ -45,12 +45,12 @@ class Hop:
     flow: float
 
 
-def hops(cluster: Cluster, mesh: Mesh, axes: Sequence[str]) -> tuple[Hop, ...]:
+def hops(topology: Topology, mesh: Mesh, axes: Sequence[str]) -> tuple[Hop, ...]:
     """The levels that groups of a mesh along some axes cross, the innermost first."""
     found = []
-    for span in cluster.spans(mesh, axes):
+    for span in topology.spans(mesh, axes):
         # The slowest link of the level among the kinds of nodes that take part.
-        links = {cluster.link(span.level, d) for d in mesh.devices}
+        links = {topology.link(span.level, d) for d in mesh.devices}
         flow = min(link.flow(span.members, span.groups, span.total) for link in links)
         latency = max(link.latency for link in links)
         found.append(Hop(span.level, span.units, span.members, latency, flow))
@@ -58,7 +58,7 @@ def hops(cluster: Cluster, mesh: Mesh, axes: Sequence[str]) -> tuple[Hop, ...]:
 
 
 def seconds(
-    cluster: Cluster, mesh: Mesh, what: str, axes: Sequence[str], bytes: float
+    topology: Topology, mesh: Mesh, what: str, axes: Sequence[str], bytes: float
 ) -> tuple[float, str]:
     """Seconds that a collective takes when its links serve nothing else, and the algorithm.
 
@@ -74,10 +74,10 @@ def seconds(
     ranks = mesh.size(*axes)
     if ranks == 1:
         return 0.0, "none"
-    measured = cluster.timing(what, ranks)
+    measured = topology.timing(what, ranks)
     if measured is not None:
         return measured.seconds(bytes), "measured"
-    path = hops(cluster, mesh, axes)
+    path = hops(topology, mesh, axes)
     return min((cost, name) for name, cost in _algorithms(what, path, ranks, bytes).items())
 
 
@@ -161,7 +161,7 @@ class _Route:
     load: tuple[tuple[Ports, int], ...]
 
 
-def channels(cluster: Cluster, placed: Placed) -> dict[tuple[int, int], Channel]:
+def channels(topology: Topology, placed: Placed) -> dict[tuple[int, int], Channel]:
     """The messages between neighbouring stages of a placed model: (from, to) → channel.
 
     Each device sends to its counterpart; where the stages differ in size, several share one.
@@ -170,7 +170,7 @@ def channels(cluster: Cluster, placed: Placed) -> dict[tuple[int, int], Channel]
     for k in range(len(placed.stages) - 1):
         for a, b in ((k, k + 1), (k + 1, k)) if placed.training else ((k, k + 1),):
             source, target = placed.stages[a].mesh, placed.stages[b].mesh
-            routes[a, b] = _route(cluster, source, target, placed.stages[k].output)
+            routes[a, b] = _route(topology, source, target, placed.stages[k].output)
     users: dict[Ports, dict[tuple[int, int], int]] = {}
     for (a, b), route in routes.items():
         pair = (a % placed.groups, b % placed.groups)
@@ -181,7 +181,7 @@ def channels(cluster: Cluster, placed: Placed) -> dict[tuple[int, int], Channel]
     narrow = {
         port: alike.setdefault(frozenset(by_pair), len(alike))
         for port, by_pair in users.items()
-        if len(by_pair) > 1 and sum(by_pair.values()) > _ports(cluster, port)
+        if len(by_pair) > 1 and sum(by_pair.values()) > _ports(topology, port)
     }
     return {
         (a, b): Channel(
@@ -194,12 +194,12 @@ def channels(cluster: Cluster, placed: Placed) -> dict[tuple[int, int], Channel]
     }
 
 
-def _ports(cluster: Cluster, port: Ports) -> int:
+def _ports(topology: Topology, port: Ports) -> int:
     level, unit, direction = port
-    return 1 if direction == "both" else cluster.link(level, max(unit, 0)).ports
+    return 1 if direction == "both" else topology.link(level, max(unit, 0)).ports
 
 
-def _route(cluster: Cluster, source: Mesh, target: Mesh, bytes: float) -> _Route:
+def _route(topology: Topology, source: Mesh, target: Mesh, bytes: float) -> _Route:
     if bytes <= 0 or source == target:
         return _Route(0.0, ())
     pairs = max(len(source.devices), len(target.devices))
@@ -213,27 +213,27 @@ def _route(cluster: Cluster, source: Mesh, target: Mesh, bytes: float) -> _Route
     ]
     load: Counter[Ports] = Counter()
     for a, b in ends:
-        for level in range(cluster.meeting(a, b) + 1):
-            load.update(_used(cluster, level, a, b))
+        for level in range(topology.meeting(a, b) + 1):
+            load.update(_used(topology, level, a, b))
     worst = 0.0
     for a, b in ends:
-        top = cluster.meeting(a, b)
+        top = topology.meeting(a, b)
         time = 0.0
         for level in range(top + 1):
-            for port in _used(cluster, level, a, b):
-                link = cluster.link(level, a if port[2] != "in" else b)
+            for port in _used(topology, level, a, b):
+                link = topology.link(level, a if port[2] != "in" else b)
                 time = max(time, part / link.flow(1, load[port], 1))
-        latency = max(cluster.link(top, a).latency, cluster.link(top, b).latency)
+        latency = max(topology.link(top, a).latency, topology.link(top, b).latency)
         worst = max(worst, time + latency)
     return _Route(worst, tuple(sorted(load.items())))
 
 
-def _used(cluster: Cluster, level: int, a: int, b: int) -> list[Ports]:
+def _used(topology: Topology, level: int, a: int, b: int) -> list[Ports]:
     """The ports of one level that a message from a to b passes: out of one unit, into another."""
     found: list[Ports] = []
     for end, direction in ((a, "out"), (b, "in")):
-        path = cluster.path(end)
-        if cluster.link(level, end).medium:
+        path = topology.path(end)
+        if topology.link(level, end).medium:
             port = (level, path[level], "both")
         else:
             # A unit is named by its first device, so that its link can be looked up.

@@ -1,6 +1,6 @@
 """The engine: runs one segment of one stage from the state that the segments before it left.
 
-    advance: State × Program → ticks × State            State := Op*, unfinished, in order
+    advance: State × Priced → ticks × State            State := Op*, unfinished, in order
 
 Each stream runs its ops in order. Whatever runs at the same time shares:
 
@@ -10,7 +10,7 @@ Each stream runs its ops in order. Whatever runs at the same time shares:
 
 Rates are constant between two events, an event being the start or end of an op; work and time are
 whole numbers, so the engine is exact, and it does not know the time of day: from equal states equal
-programs run equally. That is why results may be kept and used again (`Memo`), and why a run of
+segments run equally. That is why results may be kept and used again (`Memo`), and why a run of
 equal blocks is over as soon as a state repeats.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from whet.errors import WhetError
-from whet.parallel.program import FULL, Op, Program, renumbered
+from whet.parallel.price import FULL, Op, Priced, renumbered
 
 State = tuple[Op, ...]
 Log = Callable[[Op, int, int], None]
@@ -181,15 +181,15 @@ class Memo:
         self._numbered: list[State] = [EMPTY]
         self._known: dict[tuple[int, int], tuple[int, int, int]] = {}
 
-    def advance(self, state: int, program: Program) -> tuple[int, int, int]:
+    def advance(self, state: int, segment: Priced) -> tuple[int, int, int]:
         """(ticks, busy ticks, number of the state that is left), from the state of a number."""
-        key = (state, program.number)
+        key = (state, segment.number)
         found = self._known.get(key)
         if found is not None:
             self.hits += 1
             return found
         self.misses += 1
-        span, busy, rest = advance(self._numbered[state], program.ops, self.slowdown)
+        span, busy, rest = advance(self._numbered[state], segment.ops, self.slowdown)
         found = self._known[key] = (span, busy, self._number(rest))
         return found
 
@@ -211,12 +211,12 @@ class Memo:
             self._numbered.append(state)
         return number
 
-    def run(self, programs: Sequence[tuple[Program, int]]) -> tuple[int, int]:
+    def run(self, segments: Sequence[tuple[Priced, int]]) -> tuple[int, int]:
         """(ticks, busy ticks) of a whole pass, from rest to rest."""
         now = busy = state = 0
-        for program, times in programs:
+        for segment, times in segments:
             while times:
-                span, active, after = self.advance(state, program)
+                span, active, after = self.advance(state, segment)
                 again = times if after == state else 1  # a state that repeats goes on repeating
                 now, busy = now + span * again, busy + active * again
                 state, times = after, times - again

@@ -14,11 +14,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.errors import WhetError
-from whet.machine import Cluster
+from whet.machine import Topology
 from whet.parallel import collective
 from whet.parallel.pipeline import Turn, needs, orders
 from whet.parallel.placed import Placed, Stage, Step
-from whet.parallel.program import FULL, SHIFT, ticks
+from whet.parallel.price import FULL, SHIFT, ticks
 from whet.parallel.tasks import COMPUTE, Item, passes, resident
 
 
@@ -200,12 +200,12 @@ class Full:
     ends: Sequence[int] = field(repr=False)
 
 
-def full(placed: Placed, cluster: Cluster) -> Full:
+def full(placed: Placed, topology: Topology) -> Full:
     """One step of a placed model, in full."""
-    expansion = _Expansion(placed, cluster)
+    expansion = _Expansion(placed, topology)
     tasks = expansion.tasks
     slow = {
-        d: tuple(round(FULL / max(1.0, f)) for f in cluster.device(d).slowdown)
+        d: tuple(round(FULL / max(1.0, f)) for f in topology.device(d).slowdown)
         for stage in placed.stages
         for d in stage.mesh.devices
     }
@@ -217,8 +217,8 @@ def full(placed: Placed, cluster: Cluster) -> Full:
 class _Expansion:
     """The tasks of a placed model."""
 
-    def __init__(self, placed: Placed, cluster: Cluster) -> None:
-        self.placed, self.cluster = placed, cluster
+    def __init__(self, placed: Placed, topology: Topology) -> None:
+        self.placed, self.topology = placed, topology
         self.tasks: list[Task] = []
         self.begin: dict[Turn, int] = {}
         self.finish: dict[Turn, int] = {}
@@ -308,17 +308,17 @@ class _Expansion:
         if step.kind == "copy":
             claims = tuple((-1, d) for d in devices)
         elif step.is_collective:
-            spans = self.cluster.spans(stage.mesh, step.axes)
+            spans = self.topology.spans(stage.mesh, step.axes)
             claims = tuple((span.level, d) for span in spans for d in devices)
         kernel = not (step.is_collective or step.kind == "copy")
         streams = tuple((d, item.stream) for d in devices)
         return Task(step.name, streams, work, after, kernel, devices, claims)
 
     def _seconds(self, stage: Stage, step: Step, d: int, scale: float) -> float:
-        device = self.cluster.device(d)
+        device = self.topology.device(d)
         if step.is_collective:
             size = step.bytes * scale
-            return collective.seconds(self.cluster, stage.mesh, step.kind, step.axes, size)[0]
+            return collective.seconds(self.topology, stage.mesh, step.kind, step.axes, size)[0]
         if step.kind == "copy":
             return step.bytes * scale / (device.host or device.bandwidth)
         if step.kind == "drop":
@@ -329,7 +329,7 @@ class _Expansion:
     def _messages(self) -> None:
         """A task for each message, on the stream of its channel, in the order of the sender."""
         groups = self.placed.groups
-        channels = collective.channels(self.cluster, self.placed)
+        channels = collective.channels(self.topology, self.placed)
         for order in self.orders:
             for turn in order:
                 for receiver in self._receivers(turn):
@@ -359,7 +359,7 @@ class _Expansion:
         placed, peaks = self.placed, {}
         for group, order in enumerate(self.orders):
             for place, d in enumerate(placed.stages[group].mesh.devices):
-                device = self.cluster.device(d)
+                device = self.topology.device(d)
                 now = sum(
                     device.rounded(size)
                     for stage in placed.chunks_of(group)

@@ -18,7 +18,7 @@ import numpy as np
 
 from whet.parallel.agenda import Agenda
 from whet.parallel.collective import Channel
-from whet.parallel.program import FULL, SHIFT
+from whet.parallel.price import FULL, SHIFT
 
 
 @dataclass(frozen=True, slots=True)

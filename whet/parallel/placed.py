@@ -189,7 +189,7 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A model on a cluster.
+    """A model on a topology.
 
     Attributes:
         stages: in the order of the model.

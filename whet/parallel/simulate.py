@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whet.machine import Cluster, Mesh
+from whet.machine import Mesh, Topology
 from whet.parallel import collective
 from whet.parallel.agenda import LAST, Agenda, agenda
 from whet.parallel.collective import Channel
@@ -30,7 +30,7 @@ from whet.parallel.engine import Memo
 from whet.parallel.layout import Laid, lay
 from whet.parallel.pipeline import Turn
 from whet.parallel.placed import Placed, Stage, Step
-from whet.parallel.program import TICKS, Pricer, Program
+from whet.parallel.price import TICKS, Priced, Pricer
 from whet.parallel.symmetry import axes_used, classes
 from whet.parallel.tasks import passes, resident
 
@@ -91,14 +91,14 @@ class Simulated:
 
 
 class Simulator:
-    """Simulates placed models on one cluster, and remembers everything it has worked out.
+    """Simulates placed models on one topology, and remembers everything it has worked out.
 
     Args:
-        cluster: the machine.
+        topology: the machine.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
         self._models: dict[tuple[object, ...], Model] = {}
         self._pricers: dict[tuple[object, ...], tuple[int, Pricer, Memo]] = {}
         self._at: dict[tuple[object, ...], tuple[int, Pricer, Memo]] = {}
@@ -109,7 +109,7 @@ class Simulator:
 
         Raises:
             PlacedError: the placed model contradicts itself.
-            WhetError: it does not fit the cluster.
+            WhetError: it does not fit the topology.
         """
         models, plan, ran, laid = self.laid(placed)
         return self._summary(placed, models, plan, ran, laid)
@@ -131,8 +131,8 @@ class Simulator:
     def step_s(self, step: Step, mesh: Mesh, device: int = 0) -> float:
         """Seconds of one step alone: a kernel on the mesh's `device`-th device, or a collective."""
         if step.is_collective:
-            return collective.seconds(self.cluster, mesh, step.kind, step.axes, step.bytes)[0]
-        of = self.cluster.device(mesh.devices[device])
+            return collective.seconds(self.topology, mesh, step.kind, step.axes, step.bytes)[0]
+        of = self.topology.device(mesh.devices[device])
         bytes = step.read + step.written
         return of.seconds(step.kind, step.flops, bytes, step.dims, step.dtype)
 
@@ -160,11 +160,11 @@ class Simulator:
         at = (stage.mesh, stage.shares, used)
         found = self._at.get(at)
         if found is None:
-            parts = classes(self.cluster, stage.mesh, stage.shares, used)
-            paths = tuple(collective.hops(self.cluster, stage.mesh, axes) for axes in used)
+            parts = classes(self.topology, stage.mesh, stage.shares, used)
+            paths = tuple(collective.hops(self.topology, stage.mesh, axes) for axes in used)
             like = (stage.mesh.axes, used, paths, parts)
             if like not in self._pricers:
-                pricer = Pricer(self.cluster, stage.mesh, parts)
+                pricer = Pricer(self.topology, stage.mesh, parts)
                 self._pricers[like] = (len(self._pricers), pricer, Memo(pricer.slowdown))
             found = self._at[at] = self._pricers[like]
         return found
@@ -191,7 +191,7 @@ class Simulator:
         )
         found = self._channels.get(key)
         if found is None:
-            found = self._channels[key] = collective.channels(self.cluster, placed)
+            found = self._channels[key] = collective.channels(self.topology, placed)
         return found
 
     # ---- the step ----
@@ -261,25 +261,25 @@ class Model:
     base: tuple[int, ...]
 
 
-def programs(model: Model, name: str, placed: Placed) -> list[tuple[Program, int]]:
+def priced_segments(model: Model, name: str, placed: Placed) -> list[tuple[Priced, int]]:
     """The priced segments of a pass; a name that ends with `LAST` is the last microbatch's."""
     plain = name.removesuffix(LAST)
     segments = passes(model.stage, placed.optimizer, plain, last=plain != name)
-    return [(model.pricer.program(segment), times) for segment, times in segments]
+    return [(model.pricer.priced(segment), times) for segment, times in segments]
 
 
 def _run(model: Model, name: str, placed: Placed) -> Ran:
-    found = programs(model, name, placed)
+    found = priced_segments(model, name, placed)
     ticks, busy = model.memo.run(found)
     count = model.pricer.classes.count
     peak, net = [0] * count, [0] * count
     work: dict[str, float] = {}
-    for program, times in found:
+    for segment, times in found:
         for c in range(count):
-            grown = max(0, times - 1) * max(0, program.net[c])
-            peak[c] = max(peak[c], net[c] + grown + program.peak[c])
-            net[c] += times * program.net[c]
-        for kind, seconds in program.work:
+            grown = max(0, times - 1) * max(0, segment.net[c])
+            peak[c] = max(peak[c], net[c] + grown + segment.peak[c])
+            net[c] += times * segment.net[c]
+        for kind, seconds in segment.work:
             work[kind] = work.get(kind, 0.0) + times * seconds
     return Ran(ticks, busy, tuple(peak), tuple(net), tuple(work.items()))
 

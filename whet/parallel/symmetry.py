@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-from whet.machine import Cluster, Device, Mesh
+from whet.machine import Device, Mesh, Topology
 from whet.parallel.placed import Stage
 
 
@@ -52,7 +52,7 @@ def axes_used(stages: Iterable[Stage]) -> tuple[tuple[str, ...], ...]:
 
 
 def classes(
-    cluster: Cluster, mesh: Mesh, shares: tuple[float, ...], used: Iterable[tuple[str, ...]]
+    topology: Topology, mesh: Mesh, shares: tuple[float, ...], used: Iterable[tuple[str, ...]]
 ) -> Classes:
     """The coarsest partition of a mesh into devices that behave alike."""
     used = tuple(used)
@@ -61,7 +61,7 @@ def classes(
     scales = [
         shares[place // per_index] / mean if shares else 1.0 for place in range(len(mesh.devices))
     ]
-    kinds = [cluster.device(d) for d in mesh.devices]
+    kinds = [topology.device(d) for d in mesh.devices]
     colors = _numbered(list(zip(kinds, scales, strict=True)))
     places = {d: k for k, d in enumerate(mesh.devices)}
     groups = {axes: [[places[d] for d in g] for g in mesh.groups(axes)] for axes in used}

@@ -16,8 +16,8 @@ from typing import Any
 from whet.parallel.engine import EMPTY, advance
 from whet.parallel.pipeline import Turn
 from whet.parallel.placed import Placed
-from whet.parallel.program import TICKS, Op
-from whet.parallel.simulate import Model, Simulator, programs
+from whet.parallel.price import TICKS, Op
+from whet.parallel.simulate import Model, Simulator, priced_segments
 from whet.parallel.tasks import COMPUTE
 
 PASS, MESSAGE = "pass", "message"
@@ -67,7 +67,7 @@ def timeline(simulator: Simulator, placed: Placed, *, steps: bool = True) -> Tim
     """The timeline of one step.
 
     Args:
-        simulator: of the cluster.
+        simulator: of the topology.
         placed: what runs.
         steps: also what runs inside passes, not passes and messages alone.
     """
@@ -135,9 +135,9 @@ def _steps(model: Model, name: str, placed: Placed) -> Iterable[tuple[str, str, 
         latest[stream] = len(found)
         found.append((stream, op.name, begin, end))
 
-    queue = [p for p, times in programs(model, name, placed) for _ in range(times)]
-    for program in queue:
-        span, _, state = advance(state, program.ops, model.memo.slowdown, log=log)
+    queue = [p for p, times in priced_segments(model, name, placed) for _ in range(times)]
+    for segment in queue:
+        span, _, state = advance(state, segment.ops, model.memo.slowdown, log=log)
         now += span
     advance(state, (), model.memo.slowdown, drain=True, log=log)
     return found

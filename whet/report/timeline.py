@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from whet.parallel.timeline import MESSAGE, PASS, Span, Timeline
 from whet.report import table
 
-WIDTH, LEFT, RIGHT, TOP = 1200, 110, 20, 64
+WIDTH, LEFT, RIGHT, TOP = 1200, 110, 40, 64
 LANE, GAP, THIN = 24, 6, 14
 MEMORY = 90
 NARROW = 0.4  # pixels below which a bar joins its neighbour

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from whet.errors import WhetError
-from whet.machine import Curve, Device, cluster
+from whet.machine import Curve, Device, topology
 
-A100 = cluster("a100x8").device(0)
+A100 = topology("a100x8").device(0)
 
 
 def tflops(device, m, n, k, batch=1, dtype="bfloat16"):

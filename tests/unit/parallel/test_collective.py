@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from whet.errors import WhetError
-from whet.machine import Mesh, cluster
+from whet.machine import Mesh, topology
 from whet.machine.link import Timing
 from whet.parallel import collective
 from whet.parallel.placed import COLLECTIVES, Placed, Stage
 
 GIGA = 1 << 30
-OF = cluster("h100x8:4")
+OF = topology("h100x8:4")
 MESH = Mesh.of((("data", 4), ("tensor", 8)))
 INSIDE = 450e9 * 0.80
 
@@ -37,7 +37,7 @@ def test_halves_of_an_all_reduce():
 
 def test_groups_that_leave_a_node_together_share_its_ports():
     alone = Mesh((("data", 4),), (0, 8, 16, 24))
-    slow = cluster("h100x8:4,link.ports=1")
+    slow = topology("h100x8:4,link.ports=1")
     one, eight = (seconds("all_reduce", ("data",), GIGA, slow, m) for m in (alone, MESH))
     assert eight == pytest.approx(8 * one, rel=0.01)
 
@@ -48,7 +48,7 @@ def test_a_hierarchical_one_sends_only_a_part_over_the_network():
     outside = 2 * 3 / 4 * GIGA / (8 * 50e9 * 0.92)
     assert time <= inside + outside + 1e-3
     slow, name = collective.seconds(
-        cluster("h100x8:4,link.bandwidth=5"), MESH, "all_reduce", ("data", "tensor"), GIGA
+        topology("h100x8:4,link.bandwidth=5"), MESH, "all_reduce", ("data", "tensor"), GIGA
     )
     assert slow > time
     assert name in ("hierarchical", "tree")
@@ -100,6 +100,6 @@ def test_messages_both_ways_share_the_ports_of_a_node():
 
 
 def test_one_narrow_port_for_a_whole_stage():
-    one = pipeline(cluster("p100x4:2"), 2, 4)
+    one = pipeline(topology("p100x4:2"), 2, 4)
     port = 10e-6 + 4 * (1 << 20) / (12.5e9 * 0.85)
     assert one[0, 1].ticks == pytest.approx(port * 1e12, rel=1e-6)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from whet.machine import Mesh, cluster
+from whet.machine import Mesh, topology
 from whet.parallel.engine import EMPTY, Memo, StuckError, advance
-from whet.parallel.program import FULL, Op, Program
+from whet.parallel.price import FULL, Op, Priced
 from whet.parallel.symmetry import classes
 
 HALF = ((FULL // 2, FULL // 2),)
@@ -70,15 +70,15 @@ def test_a_circle_is_an_error():
 def test_equal_blocks_are_run_until_their_state_repeats():
     """A thousand blocks whose collectives lag behind: a few are run, and all are counted."""
     ops = (op("kernel", 10), op("move", 9, 1, after=(0,)))
-    program = Program(0, ops, (0,), (0,), ())
+    segment = Priced(0, ops, (0,), (0,), ())
     memo = Memo(NONE)
-    ticks, busy = memo.run([(program, 1000)])
+    ticks, busy = memo.run([(segment, 1000)])
     assert (ticks, busy) == (10 * 1000 + 9, 10 * 1000)
     assert memo.misses < 5
 
 
 def test_classes_of_a_mixed_mesh():
-    of = cluster("a100-t4")
+    of = topology("a100-t4")
     mesh = Mesh.of((("data", 4), ("tensor", 4)))
     found = classes(of, mesh, (), (("data",), ("tensor",)))
     assert found.count == 2
@@ -87,7 +87,7 @@ def test_classes_of_a_mixed_mesh():
 
 def test_classes_are_refined_by_the_company_they_keep():
     """One group has a slow member: its fast members are not like those of the other groups."""
-    of = cluster("a100-t4")
+    of = topology("a100-t4")
     mesh = Mesh((("data", 3), ("tensor", 2)), (0, 1, 2, 3, 4, 8))
     found = classes(of, mesh, (), (("tensor",),))
     assert found.count == 3
@@ -95,5 +95,5 @@ def test_classes_are_refined_by_the_company_they_keep():
 
 
 def test_equal_devices_are_one_class():
-    found = classes(cluster("h100x8:4"), Mesh.of((("data", 32),)), (), (("data",),))
+    found = classes(topology("h100x8:4"), Mesh.of((("data", 32),)), (), (("data",),))
     assert found.count == 1

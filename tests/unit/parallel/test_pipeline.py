@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from whet.machine import Mesh, cluster
+from whet.machine import Mesh, topology
 from whet.parallel.pipeline import Turn, deadlock, orders
 from whet.parallel.placed import Block, Placed, PlacedError, Run, Stage, Step
 from whet.parallel.simulate import Simulator
@@ -53,7 +53,7 @@ def test_every_pass_once_and_no_deadlock(schedule, groups):
 
 def idle(schedule, chunks=1, groups=4, batches=8):
     model = placed(groups, batches, schedule, chunks)
-    found = Simulator(cluster("a100x8")).simulate(model)
+    found = Simulator(topology("a100x8")).simulate(model)
     return found, max(found.idle)
 
 

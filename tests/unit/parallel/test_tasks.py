@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from whet.machine import Mesh, cluster
+from whet.machine import Mesh, topology
 from whet.parallel.placed import (
     Block,
     Optimizer,
@@ -22,7 +22,7 @@ from whet.parallel.simulate import Simulator
 from whet.parallel.tasks import passes, resident
 
 MB = 1 << 20
-OF = cluster("a100x8")
+OF = topology("a100x8")
 ADAM = Optimizer(state=12, gradient=4)
 SIZE = 4096
 
@@ -158,7 +158,7 @@ def test_uneven_shares_take_as_long_as_the_largest():
 
 def test_a_mixed_stage_waits_for_its_slow_devices():
     """Data parallel over A100 and T4: even shares wait for the T4s, fitting ones do not."""
-    of = cluster("a100-t4")
+    of = topology("a100-t4")
     mesh = Mesh.of((("data", 16),))
     seconds = []
     for shares in ((), (*[1.8] * 8, *[0.2] * 8)):

@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 import pytest
 
 from tests import placements
-from whet.machine import cluster
+from whet.machine import topology
 from whet.parallel.simulate import Simulator
 from whet.parallel.timeline import PASS, chrome, timeline
 from whet.report.timeline import svg
 
 
 def placed(seed):
-    of = cluster("p100x4:2")
+    of = topology("p100x4:2")
     return Simulator(of), placements.placed(random.Random(seed), of, devices=8)
 
 

@@ -1,6 +1,6 @@
-"""A cluster: devices in nodes, nodes in a network, and how they are joined at each level.
+"""A topology: devices in nodes, nodes in a network, and how they are joined at each level.
 
-    Cluster := name Node+ Level+ Timing*        levels above the nodes, the innermost first
+    Topology := name Node+ Level+ Timing*        levels above the nodes, the innermost first
     Node    := count Device Level*              levels inside a node, the innermost first
     Level   := name units Link                  an instance joins `units` units of the one below
 
@@ -51,7 +51,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class Topology:
     """Everything that a plan is made for.
 
     Attributes:
@@ -129,7 +129,7 @@ class Cluster:
         for level in node.inside:
             units *= level.units
             unit = left // units
-            path.append(first + unit * units)  # named by its first device: unique in the cluster
+            path.append(first + unit * units)  # named by its first device: unique in the topology
         place = nodes + left // node.devices
         whole = first + (left // node.devices) * node.devices
         path += [whole] * (inside - len(path))
@@ -201,6 +201,6 @@ class Cluster:
         return next((t for t in self.timings if (t.what, t.ranks) == (what, ranks)), None)
 
     def fingerprint(self) -> str:
-        """Equal exactly for clusters that behave alike; names and sources do not count."""
+        """Equal exactly for topologies that behave alike; names and sources do not count."""
         text = repr((self.nodes, self.network, self.timings))
         return f"{self.name.split(':')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""Clusters: their hierarchy, how groups use it, presets as text, and values changed by path."""
+"""Topologies: their hierarchy, how groups use it, presets as text, and values changed by path."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from whet.errors import WhetError
-from whet.machine import Mesh, cluster, preset
+from whet.machine import Mesh, preset, topology
 from whet.machine.link import Link, Timing
 
 
 @pytest.mark.parametrize("name", preset.presets())
 def test_presets_read_and_say_where_they_come_from(name):
-    found = cluster(name)
+    found = topology(name)
     assert found.sources
     assert found.about
     for device in found.kinds():
@@ -22,15 +22,15 @@ def test_presets_read_and_say_where_they_come_from(name):
 
 
 def test_sizes_by_nodes():
-    assert [cluster(f"h100x8:{n}").size for n in (1, 2, 128)] == [8, 16, 1024]
-    assert cluster("p100x4:4").size == 16
-    assert cluster("k80x4:16").size == 64
+    assert [topology(f"h100x8:{n}").size for n in (1, 2, 128)] == [8, 16, 1024]
+    assert topology("p100x4:4").size == 16
+    assert topology("k80x4:16").size == 64
 
 
 def test_devices_meet_at_the_innermost_level_that_holds_both():
-    k80 = cluster("k80x4:2")
+    k80 = topology("k80x4:2")
     assert [k80.meeting(0, d) for d in (1, 2, 3, 4, 7)] == [0, 1, 1, 2, 2]
-    mixed = cluster("a100-t4")
+    mixed = topology("a100-t4")
     assert [d.name for d in mixed.kinds()] == ["a100-40gb", "t4"]
     assert mixed.device(7).name == "a100-40gb"
     assert mixed.device(8).name == "t4"
@@ -40,12 +40,12 @@ def test_devices_meet_at_the_innermost_level_that_holds_both():
 
 def test_unknown_device():
     with pytest.raises(WhetError, match="no device 8"):
-        cluster("h100x8").device(8)
+        topology("h100x8").device(8)
 
 
 def test_spans_count_who_shares_a_link():
     """Eight tensor groups of each node stay inside; eight data groups leave each node."""
-    of, mesh = cluster("h100x8:4"), Mesh.of((("data", 4), ("tensor", 8)))
+    of, mesh = topology("h100x8:4"), Mesh.of((("data", 4), ("tensor", 8)))
     (inside,) = of.spans(mesh, ("tensor",))
     assert (inside.level, inside.units, inside.members, inside.groups) == (0, 8, 1, 1)
     (outside,) = of.spans(mesh, ("data",))
@@ -84,7 +84,7 @@ def test_measured_collectives_interpolate():
     ],
 )
 def test_any_value_can_be_changed_by_path(change, value):
-    before, after = cluster("h100x8:2"), cluster(f"h100x8:2,{change}")
+    before, after = topology("h100x8:2"), topology(f"h100x8:2,{change}")
     assert value(after)
     assert after.fingerprint() != before.fingerprint()
 
@@ -103,7 +103,7 @@ def test_any_value_can_be_changed_by_path(change, value):
 )
 def test_what_does_not_fit_is_refused(name, message):
     with pytest.raises(WhetError) as error:
-        cluster(name)
+        topology(name)
     assert message in str(error.value)
 
 
@@ -111,11 +111,11 @@ def test_files(tmp_path):
     text = preset.text_of("p100x4:2")
     file = tmp_path / "mine.yaml"
     file.write_text(preset.write(text))
-    assert cluster(str(file)).nodes == cluster("p100x4:2").nodes
+    assert topology(str(file)).nodes == topology("p100x4:2").nodes
     file.write_text(preset.write({**text, "version": 9}))
-    cluster.cache_clear()
+    topology.cache_clear()
     with pytest.raises(WhetError, match="not a machine that this whet reads"):
-        cluster(str(file))
+        topology(str(file))
     links = {"infiniband": {"latency": 1, "bandwith": 3}}
     with pytest.raises(WhetError) as error:
         preset.read({**text, "links": {**text["links"], **links}})

@@ -1,6 +1,6 @@
 """Segments priced for a stage's classes of devices: what the engine runs.
 
-    Program := Op*                          of a segment
+    Priced := Op*                          of a segment
     Op      := streams work after drain fenced kernel classes claims name
 
 An item on the compute stream becomes an op for each class, a collective one for each sort of group.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from whet.machine import Cluster, Mesh
+from whet.machine import Mesh, Topology
 from whet.parallel import collective
 from whet.parallel.placed import Step
 from whet.parallel.symmetry import Classes
@@ -56,11 +56,11 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class Priced:
     """A segment, priced.
 
     Attributes:
-        number: unique in its pricer; stands for the program in keys.
+        number: unique in its pricer; stands for the segment in keys.
         ops: in the order of issue.
         peak, net: bytes above the start that each class reaches, and ends with.
         work: seconds of each kind of step on class 0, run alone.
@@ -77,20 +77,20 @@ class Pricer:
     """Prices steps and segments on one mesh with its classes; everything is priced once.
 
     Args:
-        cluster: where the mesh lies.
+        topology: where the mesh lies.
         mesh: the devices of a stage.
         classes: its partition.
     """
 
-    def __init__(self, cluster: Cluster, mesh: Mesh, classes: Classes) -> None:
-        self.cluster, self.mesh, self.classes = cluster, mesh, classes
+    def __init__(self, topology: Topology, mesh: Mesh, classes: Classes) -> None:
+        self.topology, self.mesh, self.classes = topology, mesh, classes
         self.slowdown = tuple(
             (round(FULL / max(1.0, d.slowdown[0])), round(FULL / max(1.0, d.slowdown[1])))
             for d in classes.devices
         )
         self._sorts = dict(classes.groups)
         self._streams: dict[tuple[int, str], int] = {}
-        self._programs: dict[Segment, Program] = {}
+        self._segments: dict[Segment, Priced] = {}
         self._steps: dict[tuple[Step, int], int] = {}
         self._levels: dict[tuple[str, ...], tuple[int, ...]] = {}
 
@@ -113,7 +113,7 @@ class Pricer:
         device = self.classes.devices[kind]
         if step.is_collective:
             return collective.seconds(
-                self.cluster, self.mesh, step.kind, step.axes, step.bytes * scale
+                self.topology, self.mesh, step.kind, step.axes, step.bytes * scale
             )[0]
         if step.kind == "drop":
             return 0.0
@@ -122,14 +122,14 @@ class Pricer:
         bytes = (step.read + step.written) * scale
         return device.seconds(step.kind, step.flops * scale, bytes, step.dims, step.dtype)
 
-    def program(self, segment: Segment) -> Program:
+    def priced(self, segment: Segment) -> Priced:
         """The segment, priced."""
-        found = self._programs.get(segment)
+        found = self._segments.get(segment)
         if found is None:
-            found = self._programs[segment] = self._priced(segment)
+            found = self._segments[segment] = self._priced(segment)
         return found
 
-    def _priced(self, segment: Segment) -> Program:
+    def _priced(self, segment: Segment) -> Priced:
         ops: list[Op] = []
         made: list[list[int]] = []  # of each item, its ops
         work: dict[str, float] = {}
@@ -158,8 +158,8 @@ class Pricer:
                     work[step.kind] = work.get(step.kind, 0.0) + price / TICKS
             made.append(own)
         memory = [self._memory(segment, c) for c in range(self.classes.count)]
-        return Program(
-            len(self._programs),
+        return Priced(
+            len(self._segments),
             tuple(ops),
             tuple(peak for peak, _ in memory),
             tuple(net for _, net in memory),
@@ -189,7 +189,7 @@ class Pricer:
             return ()
         levels = self._levels.get(step.axes)
         if levels is None:
-            spans = self.cluster.spans(self.mesh, step.axes)
+            spans = self.topology.spans(self.mesh, step.axes)
             levels = self._levels[step.axes] = tuple(span.level for span in spans)
         return tuple((level, c) for level in levels for c in members)
 
