@@ -35,7 +35,7 @@ def prelude() -> str:
 @functools.cache
 def spelled_out() -> frozenset[str]:
     """Functions that `vector.c` defines."""
-    return frozenset(re.findall(r"^FN v[fi] v_(\w+)\(", prelude(), re.MULTILINE))
+    return frozenset(re.findall(r"^(?:FN|OUT) v[fi] v_(\w+)\(", prelude(), re.MULTILINE))
 
 
 def definitions(functions: Iterable[str]) -> str:

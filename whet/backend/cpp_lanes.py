@@ -249,6 +249,8 @@ class Lanes:
             if fn in ("maximum", "minimum"):
                 return f"v{fn[:3]}_i({self.wholes(*parts[0])}, {self.wholes(*parts[1])})", "I"
             raise Plain  # whole numbers might need more than 32 bits
+        if fn == "/" and parts[1][1] in "fw":
+            return f"over({self.floats(*parts[0])}, {cast(*parts[1], 'f')})", "F"
         texts = [self.floats(*p) for p in parts]
         if fn in _C and len(texts) == 2:
             return f"({texts[0]} {_C[fn]} {texts[1]})", "F"

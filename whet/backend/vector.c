@@ -22,6 +22,8 @@ typedef u16 vh_ __attribute__((vector_size(2 * W), aligned(2), may_alias));
 typedef u8 vb_ __attribute__((vector_size(W), aligned(1), may_alias));
 typedef i8 vc_ __attribute__((vector_size(W), aligned(1), may_alias));
 #define FN static inline __attribute__((always_inline))
+/* Long functions stand once in the code, whatever number of loops call them. */
+#define OUT static __attribute__((noinline, const))
 #define LANES _Pragma("GCC unroll 32") for (int l = 0; l < W; l++)
 #define INF __builtin_inff()
 #define NOT_A_NUMBER __builtin_nanf("")
@@ -162,6 +164,12 @@ FN float fold_prod(vf x) { HALVES(FOLD_PROD) return x[0]; }
 FN float fold_max(vf x) { HALVES(FOLD_MAX) return x[0]; }
 FN float fold_min(vf x) { HALVES(FOLD_MIN) return x[0]; }
 
+/* x / s, as a product where 1 / s is a normal number. */
+FN vf over(vf x, float s) {
+  float r = 1 / s, a = __builtin_fabsf(r);
+  return __builtin_expect(a > 1e-37f && a < 1e37f, 1) ? x * splat(r) : x / splat(s);
+}
+
 /* -- functions --------------------------------------------------------------------------------- */
 FN vf v_sqrt(vf x) { vf r; LANES r[l] = __builtin_sqrtf(x[l]); return r; }
 FN vf v_rsqrt(vf x) { return 1 / v_sqrt(x); }
@@ -204,8 +212,8 @@ FN vf exp_of(vf x, vf d) {
   p = p * r + 0.5f;
   return scaled(p * (r * r) + r + 1, n);
 }
-FN vf v_exp(vf x) { return exp_of(x, (vf){}); }
-FN vf v_exp2(vf x) {
+OUT vf v_exp(vf x) { return exp_of(x, (vf){}); }
+OUT vf v_exp2(vf x) {
   x = clamped(x, -151, 129);
   vf n = whole(x);
   vf r = (x - n) * 0.693147181f;
@@ -215,7 +223,7 @@ FN vf v_exp2(vf x) {
   p = p * r + 0.5f;
   return scaled(p * (r * r) + r + 1, n);
 }
-FN vf v_expm1(vf x) {
+OUT vf v_expm1(vf x) {
   vf y = clamped(x, -18, 89);
   vf n = whole(y * 1.44269504f);
   vf r = y - n * 0.693359375f + n * 2.12194440e-4f;
@@ -253,7 +261,7 @@ FN vf log_special(vf x, vf r) {
   r = sel(x == INF, x, r);
   return sel((x < 0) | (x != x), splat(NOT_A_NUMBER), r);
 }
-FN vf v_log(vf x) {
+OUT vf v_log(vf x) {
   vf e, f = log_parts(x, &e) - 1;
   vf r = log_tail(f) - e * 2.12194440e-4f - 0.5f * (f * f) + f + e * 0.693359375f;
   return log_special(x, r);
@@ -266,17 +274,17 @@ FN vf log_scaled(vf x, float unit_high, float unit_low, float high, float low) {
   vf l = (f - h) + t;
   return log_special(x, e * unit_low + (h + l) * low + l * high + h * high + e * unit_high);
 }
-FN vf v_log2(vf x) { return log_scaled(x, 1, 0, 1.44238281f, 3.12228396e-4f); }
-FN vf v_log10(vf x) { return log_scaled(x, 0.301025391f, 4.60503907e-6f, 0.434204102f, 9.03803375e-5f); }
-FN vf v_log1p(vf x) {
+OUT vf v_log2(vf x) { return log_scaled(x, 1, 0, 1.44238281f, 3.12228396e-4f); }
+OUT vf v_log10(vf x) { return log_scaled(x, 0.301025391f, 4.60503907e-6f, 0.434204102f, 9.03803375e-5f); }
+OUT vf v_log1p(vf x) {
   vf u = 1 + x;
   vf c = sel(x < 1, x - (u - 1), 1 - (u - x)) / u; /* what rounding 1 + x lost */
   vf e, m = log_parts(u, &e), f = m - 1;
   vf r = log_tail(f) - e * 2.12194440e-4f + sel(v_abs(u) < 1e30f, c, (vf){}) - 0.5f * (f * f) + f + e * 0.693359375f;
   return sel(v_abs(x) < 1e-7f, x, log_special(u, r));
 }
-FN vf v_sigmoid(vf x) { return 1 / (1 + v_exp(-x)); }
-FN vf v_tanh(vf x) {
+OUT vf v_sigmoid(vf x) { return 1 / (1 + v_exp(-x)); }
+OUT vf v_tanh(vf x) {
   vf a = v_abs(x), s = x * x;
   vf p = s * -5.71703656e-3f + 2.06505790e-2f;
   p = p * s - 5.37434953e-2f;
@@ -287,7 +295,7 @@ FN vf v_tanh(vf x) {
   return v_copysign(sel(a < 0.625f, small, large), x);
 }
 /* erf x = x + x S(x^2) near 0; further out 1 - e^(-t - t Q(t)), t = |x|. */
-FN vf v_erf(vf x) {
+OUT vf v_erf(vf x) {
   vf t = clamped(v_abs(x), 0, 4), s = t * t;
   vf p = s * 8.21542372e-5f - 8.10596512e-4f;
   p = p * s + 5.19779717e-3f;
@@ -330,12 +338,12 @@ FN vf circular(vf x, int quarter) {
   vf y = sel((n & 1) == 0, v_sin_of(r), v_cos_of(r));
   return (vf)((vi)y ^ ((n & 2) << 30));
 }
-FN vf v_sin(vf x) {
+OUT vf v_sin(vf x) {
   vf y = circular(x, 0);
   if (any(v_abs(x) > FAR)) LANES y[l] = __builtin_sinf(x[l]);
   return sel(v_abs(x) < 1e-4f, x, y);
 }
-FN vf v_cos(vf x) {
+OUT vf v_cos(vf x) {
   vf y = circular(x, 1);
   if (any(v_abs(x) > FAR)) LANES y[l] = __builtin_cosf(x[l]);
   return y;
