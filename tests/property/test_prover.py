@@ -7,12 +7,11 @@ search for a counterexample at sizes that no proof has seen.
 
 from __future__ import annotations
 
-import ast
-import copy
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+from tests.mutants import mutants
 from whet.errors import WhetError
 from whet.rewrite.conjecture import Conjecture, Form, Statement
 from whet.rewrite.conjectures import CONJECTURES
@@ -22,52 +21,6 @@ from whet.rewrite.prove import derive
 from whet.rewrite.reading import Unreadable
 from whet.rewrite.refute import refute
 from whet.rewrite.rule import Proof
-
-EXCHANGED: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult,
-}  # fmt: skip
-
-
-def mutants(c: Conjecture) -> Iterator[str]:
-    """Texts that differ from a conjecture in one place of its right side."""
-    body = ast.parse(c.text.partition(":")[2].strip(), mode="eval").body if _plain(c) else None
-    if body is None:
-        return
-    right = body.comparators[0]  # type: ignore[attr-defined]
-    count = sum(1 for _ in ast.walk(right))
-    for place in range(count):
-        for how in range(4):
-            changed = copy.deepcopy(body)
-            target = list(ast.walk(changed.comparators[0]))[place]  # type: ignore[attr-defined]
-            if _mutate(target, how, changed):
-                yield f"mutant: {ast.unparse(changed)}"
-
-
-def _plain(c: Conjecture) -> bool:
-    return c.condition is None
-
-
-def _mutate(e: ast.AST, how: int, whole: ast.AST) -> bool:
-    match e:
-        case ast.Call(args=[first, second, *_]) if how == 0:
-            e.args[0], e.args[1] = second, first
-        case ast.Tuple(elts=[first, second, *_]) if how == 0:
-            e.elts[0], e.elts[1] = second, first
-        case ast.BinOp(left=left, right=right) if how == 0:
-            e.left, e.right = right, left
-        case ast.BinOp(op=op) if how == 1 and type(op) in EXCHANGED:
-            e.op = EXCHANGED[type(op)]()
-        case ast.Constant(value=int() as value) if how in (0, 1) and not isinstance(value, bool):
-            e.value = value + (1 if how == 0 else -1)
-        case ast.Name(id=name) if how in (2, 3):
-            others = sorted({x.id for x in ast.walk(whole) if isinstance(x, ast.Name)} - {name})
-            same = [n for n in others if n.isupper() == name.isupper() and len(n) == len(name)]
-            if len(same) < how - 1:
-                return False
-            e.id = same[how - 2]
-        case _:
-            return False
-    return True
 
 
 def cases() -> list[tuple[str, Form]]:

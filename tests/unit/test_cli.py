@@ -362,6 +362,37 @@ def test_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'merge linears'" in capsys.readouterr().err
 
 
+def test_rules_as_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "rules.json"
+    assert main(["rules", "list", "--json", str(place)]) == 0
+    rules = json.loads(place.read_text())["rules"]
+    assert {"name", "lhs", "rhs", "guard", "proof", "float_class"} <= rules[0].keys()
+    assert rules[-1]["origin"] == "stated by hand"
+    assert main(["rules", "show", "times one", "--json", str(place)]) == 0
+    (shown,) = json.loads(place.read_text())["rules"]
+    assert (shown["lhs"], shown["proof"]["covers"]) == ("x[*B] * 1", "all-shapes (rank of B 2)")
+    assert "\u2514 mul" in capsys.readouterr().out
+
+
+def test_rules_are_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, place = tmp_path / "stated.json", tmp_path / "verdicts.json"
+    inputs = {"x": ["m", "k"], "y": ["k", "m"]}
+    turned = "permute(matmul(permute(y, dims=(1, 0)), permute(x, dims=(1, 0))), dims=(1, 0))"
+    sides = {"right": turned,
+             "wrong": "matmul(y, x)", "unread": "matmul(x"}  # fmt: skip
+    file.write_text(json.dumps([{"name": n, "inputs": inputs, "lhs": "matmul(x, y)", "rhs": r}
+                                for n, r in sides.items()]))  # fmt: skip
+    assert main(["rules", "decide", str(file), "--json", str(place)]) == 0
+    found = json.loads(place.read_text())
+    assert [d["verdict"] for d in found] == ["proven", "refuted", "unknown"]
+    assert found[1]["counterexample"]
+    assert "does not parse" in found[2]["reason"]
+    assert "1 proven, 1 refuted, 1 unknown" in capsys.readouterr().out
+    file.write_text("{}")
+    assert main(["rules", "decide", str(file)]) == 1
+    assert "no list of conjectures" in capsys.readouterr().err
+
+
 def test_rules_that_are_not_proven_show(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -370,7 +401,7 @@ def test_rules_that_are_not_proven_show(
 
     wrong = Conjecture("relu is identity: relu(x[*B]) == x")
     monkeypatch.setattr(conjectures, "CONJECTURES", {wrong.name: wrong})
-    assert main(["rules", "verify"]) == 1
+    assert main(["rules", "verify", wrong.name]) == 1
     said = capsys.readouterr().out
     assert "Refutation" in said
     assert "0 of 1 statement proven" in said

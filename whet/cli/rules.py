@@ -124,7 +124,7 @@ def _list(chosen: Mapping[str, Conjecture], console: Console) -> int:
 
 
 def _row(c: Conjecture) -> dict[str, Any]:
-    """A rule as `--json` has it. What a hand-stated one's proof covers is known when it is shown."""
+    """A rule as `--json` has it; what proofs of hand-stated ones cover is known once shown."""
     from whet.rewrite.library import entries
 
     entry = next((e for e in entries() if e.name == c.name), None)
@@ -173,17 +173,18 @@ def _drawn(c: Conjecture) -> str:
     def lines(p: Pattern | None, before: str, last: bool) -> list[str]:
         import ast
 
+        below: tuple[Pattern | None, ...] = ()
         match p:
             case Var(name, shape):
                 dims = f"[{', '.join(map(ast.unparse, shape))}]" if shape is not None else ""
-                label, below = f"{name}{dims}", ()
+                label = f"{name}{dims}"
             case Literal(value):
-                label, below = f"{value:g}", ()
+                label = f"{value:g}"
             case Apply(op, args, attrs):
                 given = ", ".join(f"{k}={ast.unparse(e)}" for k, e in attrs)
                 label, below = op + (f"  {given}" if given else ""), args
             case _:
-                label, below = "-", ()
+                label = "-"
         drawn = [before + ("└ " if last else "├ ") + label]
         for k, a in enumerate(below):
             drawn += lines(a, before + ("  " if last else "│ "), k == len(below) - 1)
@@ -277,7 +278,7 @@ def _generate(args: argparse.Namespace, console: Console) -> int:
     unknown = set(args.names) - {s.name for s in scopes}
     if unknown:
         raise WhetError(
-            f"there is no scope {sorted(unknown)[0]!r}", expected=", ".join(s.name for s in SCOPES)
+            f"there is no scope {min(unknown)!r}", expected=", ".join(s.name for s in SCOPES)
         )
     cache = Path(os.environ.get("WHET_CACHE") or Path.home() / ".cache" / "whet")
     outcomes = generate(scopes, console.progress, args.journal or cache / "rules", args.jobs)

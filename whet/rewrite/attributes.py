@@ -111,9 +111,11 @@ def _structural(op: str, shape: Shape, given: Values) -> Iterator[dict[str, obje
     rank = len(shape)
     match op:
         case "concat":
-            yield from ({"axis": a} for a in range(rank))
+            for a in range(rank):
+                yield {"axis": a}
         case "stack":
-            yield from ({"axis": a} for a in range(rank + 1))
+            for a in range(rank + 1):
+                yield {"axis": a}
         case "reshape":
             seen = {shape}
             for size in given.get("size") or _sizes(shape):

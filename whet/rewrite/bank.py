@@ -15,57 +15,36 @@ equalities between members of the classes generate all equalities of the scope.
 
 from __future__ import annotations
 
-import ast
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whet.errors import WhetError
-from whet.ir.expr import Call, Load
-from whet.ir.functions import FUNCTIONS
-from whet.ir.graph import Node
 from whet.ir.interp.stacked import Rows, Stack, constant, leaves, run_stacked
 from whet.ir.ops import TABLE, instance, result_type
-from whet.ir.types import DType, Poly, Size, TensorType
+from whet.ir.types import DType, TensorType
 from whet.rewrite.attributes import Shape, attributes
+from whet.rewrite.kinds import (
+    Kind,
+    Maker,
+    Member,
+    associates,
+    concrete,
+    pointwise,
+    rank_of,
+    substituted,
+)
 from whet.rewrite.pattern import commutes
 from whet.rewrite.scopes import Scope
 
-Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Hashes = NDArray[np.uint64]
 _CHUNK = 1 << 15
 _NONE = -1
 _LARGEST = 20_000  # elements of a tensor
 _DIGITS = 1e8
-
-
-@dataclass(frozen=True, slots=True)
-class Maker:
-    """An operator at given kinds of operands, with its attributes."""
-
-    op: str
-    attrs: tuple[tuple[str, object], ...]
-    kinds: tuple[int | None, ...]
-    result: int
-
-
-@dataclass(slots=True)
-class Kind:
-    """A type: a shape over symbols, and what the bank holds of that shape."""
-
-    shape: Shape
-    stacks: list[Stack] = field(default_factory=list)  # one for each assignment of sizes
-    classes: list[int] = field(default_factory=list)  # in the order of the stacks' rows
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One way to compute a class: a maker over classes."""
-
-    maker: int
-    args: tuple[int, ...]
 
 
 class Bank:
@@ -119,7 +98,7 @@ class Bank:
                     stacks.append(constant(leaf.at(sizes), scope.exact))
             self._add(kind, stacks, None, 0)
         for kind_ in self.kinds:
-            prints = self._hashes([s for s in kind_.stacks], self._kind_of[kind_.shape])
+            prints = self._hashes(kind_.stacks, self._kind_of[kind_.shape])
             self._known.update(zip(map(int, prints), kind_.classes, strict=True))
 
     def _kind(self, shape: Shape) -> int | None:
@@ -208,7 +187,7 @@ class Bank:
                     if len({len(self.kinds[k].shape) for k in kinds}) == 1:
                         yield from self._choices(op, kinds)
             return
-        ranks = [_rank(shape) for _, shape, _ in record.operands]
+        ranks = [rank_of(shape) for _, shape, _ in record.operands]
         needed = sum(absent is None for _, _, absent in record.operands)
         for kinds in self._kinds(ranks[:needed], n):
             bare = [*self._choices(op, (*kinds, *[None] * (len(ranks) - needed)))]
@@ -248,7 +227,7 @@ class Bank:
             bound = instance(op, tuple(shapes), attrs)
             if any(g.left != g.right for g in bound.guards) or not type_.dtype.is_float:
                 return None
-            if _pointwise(op) and type_.shape not in shapes:
+            if pointwise(op) and type_.shape not in shapes:
                 return None  # both operands stretched: an outer product in disguise
             if len(type_.shape) > 4 or not self.scope.admits(type_.shape):
                 return None
@@ -277,8 +256,9 @@ class Bank:
             if any(x is None for x in lists):
                 continue
             inner = sum(v > 0 for v in levels)
+            grid: Rows
             if sum(levels) == n - 1:
-                grid = np.stack(np.meshgrid(*lists, indexing="ij"), -1).reshape(-1, len(given))  # type: ignore[arg-type]
+                grid = np.stack(np.meshgrid(*lists, indexing="ij"), -1).reshape(-1, len(given))
                 if inner > 1:
                     grid = self._exact_size(grid, n)
             elif inner > 1 and sum(levels) >= n and max(levels) < n:
@@ -288,18 +268,19 @@ class Bank:
             if len(grid):
                 rows.append(grid)
         if not rows:
-            return np.empty((0, len(m.kinds)), np.int64)  # type: ignore[return-value]
+            return np.empty((0, len(m.kinds)), np.int64)
         found = np.concatenate(rows)
         if len(given) == 2 and len(m.kinds) == 2:
             found = self._sorted(m, found, n)
         whole = np.full((len(found), len(m.kinds)), _NONE, np.int64)
         whole[:, [k for k, _ in given]] = found
-        return whole  # type: ignore[return-value]
+        return whole
 
     def _exact_size(self, grid: Rows, n: int) -> Rows:
         below = self.below
         keep = [len(frozenset().union(*(below[c] for c in row))) == n - 1 for row in grid.tolist()]
-        return grid[np.array(keep, dtype=bool)]
+        kept: Rows = grid[np.array(keep, dtype=bool)]
+        return kept
 
     def _overlapping(
         self, given: Sequence[tuple[int, int]], levels: Sequence[int], lists: Sequence[Rows | None],
@@ -307,7 +288,7 @@ class Bank:
     ) -> Rows:  # fmt: skip
         """Operands that share operators, so that fewer than the sum of their sizes are needed."""
         if len(given) != 2:
-            return np.empty((0, len(given)), np.int64)  # type: ignore[return-value]
+            return np.empty((0, len(given)), np.int64)
         (_, ka), (_, kb) = given
         found: set[tuple[int, int]] = set()
         (i, j), below = levels, self.below
@@ -326,7 +307,7 @@ class Bank:
                     if self.kind[b] == kind and self.level[b] == lvl:
                         if len(below[a] | below[b]) == n - 1:
                             found.add((a, b) if not flip else (b, a))
-        return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)  # type: ignore[return-value]
+        return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
 
     def _sorted(self, m: Maker, rows: Rows, n: int) -> Rows:
         """Commutative operands in order; from three on, associative ones as a left comb."""
@@ -360,7 +341,10 @@ class Bank:
     def _joins(self, m: Maker, c: int) -> bool:
         """Whether a class is a concatenation along the same axis."""
         first = self.made[c]
-        return first is not None and (self.makers[first.maker].op, self.makers[first.maker].attrs) == (m.op, m.attrs)
+        return first is not None and (
+            self.makers[first.maker].op,
+            self.makers[first.maker].attrs,
+        ) == (m.op, m.attrs)
 
     def _is(self, op: str, c: int) -> bool:
         first = self.made[c]
@@ -468,44 +452,3 @@ class Bank:
                     c = numbers[Member(maker, tuple(row))]
                     self.row[c] = len(k.classes)
                     k.classes.append(c)
-
-
-def _pointwise(op: str) -> bool:
-    """Whether an operator's operands broadcast to its result."""
-    record = TABLE[op].record
-    return record is not None and all(
-        isinstance(t.slice, ast.Starred) for _, t, _ in record.operands
-    )
-
-
-def _rank(operand: ast.Subscript) -> int | None:
-    """How many dims an operand has; None where a group decides."""
-    dims = operand.slice.elts if isinstance(operand.slice, ast.Tuple) else [operand.slice]
-    return None if any(isinstance(d, ast.Starred) for d in dims) else len(dims)
-
-
-def concrete(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """A shape at given sizes."""
-    return tuple(int(str(substituted(n, sizes))) for n in shape)
-
-
-def substituted(value: object, sizes: Mapping[str, int]) -> object:
-    """An attribute's value at given sizes."""
-    if isinstance(value, Poly):
-        return value.substitute(sizes)
-    if isinstance(value, tuple):
-        return tuple(substituted(v, sizes) for v in value)
-    return value
-
-
-def associates(op: str) -> bool:
-    """Whether an operator of two operands may be bracketed at will, by its record."""
-    body = instance(op, ((2,), (2,)), ()).lets[-1].body
-    match body:
-        case Call(fn, (Load(), Load())):
-            known = FUNCTIONS.get(fn)
-            return fn in ("+", "*") or (known is not None and "associative" in known.laws)
-    return False
-
-
-__all__ = ["Bank", "Kind", "Maker", "Member", "Node", "Size", "associates"]

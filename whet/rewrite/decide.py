@@ -92,21 +92,25 @@ class Decider:
         guard = [*claim.guards]
         if claim.conjecture.condition is not None:
             guard.append(claim.conjecture.text.partition(" if ")[2])
-        common = {"name": claim.name, "guard": " and ".join(guard)}
+        needs = " and ".join(guard)
         wrong = next((v for v in verdicts if isinstance(v, Refutation)), None)
         if wrong is not None:
             shown = str(wrong.counterexample)
-            return Decision(**common, verdict="refuted", counterexample=shown,
-                            seconds=time.monotonic() - began)  # fmt: skip
+            return Decision(
+                claim.name, "refuted", guard=needs, counterexample=shown,
+                seconds=time.monotonic() - began,
+            )  # fmt: skip
         open_ = next((v for v in verdicts if isinstance(v, Unknown)), None)
         steps = self.derivation(verdicts[0].statement) if open_ is None else None
         seconds = time.monotonic() - began
         if open_ is not None:
-            return Decision(**common, verdict="unknown", reason=open_.reason, seconds=seconds)
+            return Decision(
+                claim.name, "unknown", guard=needs, reason=open_.reason, seconds=seconds
+            )
         rules = [v for v in verdicts if isinstance(v, Rule)]
         covers = "; ".join(dict.fromkeys(v.proof.coverage for v in rules))
         return Decision(
-            **common, verdict="proven", covers=covers, derivable=steps is not None,
+            claim.name, "proven", covers=covers, guard=needs, derivable=steps is not None,
             derivation=tuple(steps or ()), seconds=seconds,
         )  # fmt: skip
 

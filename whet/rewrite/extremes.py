@@ -5,7 +5,7 @@
     min(a, b) = -max(-a, -b)      abs(a) = max(a, -a)      max(a, 0)**2 = a * max(a, 0)
     max over i of (a + b[i]) = a + max over i of b[i]          likewise numbers > 0 drawn out
     max(max over i of b[i], a) = one max over both             and within each other
-    1/(1 + exp(a)) = sigmoid(-a)      sigmoid(-a) = 1 - sigmoid(a)      tanh(a) = 2 * sigmoid(2a) - 1
+    1/(1 + exp(a)) = sigmoid(-a)   sigmoid(-a) = 1 - sigmoid(a)   tanh(a) = 2 * sigmoid(2a) - 1
     log(exp(a) * b) = a + log(b)      sqrt(a)**2 = a for a >= 0      sqrt(a*a) = abs(a)
 
 All hold for real numbers; where an argument may be infinite, none is used.
@@ -65,9 +65,7 @@ def _spread(args: Sequence[Sum], tidied: Tidied) -> list[Sum] | None:
     work = list(args)
     while work:
         a = work.pop()
-        at = next(
-            (t for t in a if t.coefficient > 0 and _plain(t) and _is_max(t.factors[0])), None
-        )
+        at = next((t for t in a if t.coefficient > 0 and _plain(t) and _is_max(t.factors[0])), None)
         if at is None:
             found.setdefault(spell(a), a)
         else:
@@ -119,15 +117,15 @@ def _cases(c: Case) -> list[Case]:
             body = rest + tm.scaled(wrapped.args[0], at.coefficient)
             found += _cases(Case(c.bound + moved.bound, c.guards | moved.guards, body))
         return found
-    top = next((t for t in c.body if _plain(t) and t.coefficient > 0 and _is_max(t.factors[0])), None)
+    top = next(
+        (t for t in c.body if _plain(t) and t.coefficient > 0 and _is_max(t.factors[0])), None
+    )
     if top is None:
         return [c]
     rest = tuple(t for t in c.body if t is not top)
     inner_max = top.factors[0]
     assert isinstance(inner_max, Applied)
-    return [
-        Case(c.bound, c.guards, rest + tm.scaled(x, top.coefficient)) for x in inner_max.args
-    ]
+    return [Case(c.bound, c.guards, rest + tm.scaled(x, top.coefficient)) for x in inner_max.args]
 
 
 def spread_cases(cases: Sequence[Case]) -> list[Case] | None:
@@ -157,7 +155,9 @@ def drawn_out(cases: Sequence[Case]) -> tuple[Sum, Fraction, list[Case]]:
         common = set()
     added = tuple(terms[k] for k in sorted(common))
     rest = [
-        replace(c, body=tuple(t for t in c.body if (spell_term(t, {}), t.coefficient) not in common))
+        replace(
+            c, body=tuple(t for t in c.body if (spell_term(t, {}), t.coefficient) not in common)
+        )
         for c in cases
     ]
     scale = max((abs(t.coefficient) for c in rest for t in c.body), default=Fraction(1))
@@ -201,7 +201,9 @@ def _is_zero_max(f: Factor) -> bool:
 
 def _infinite(s: Sum) -> bool:
     return any(f == tm.INFINITY for t in s for f in t.factors) or any(
-        isinstance(f, Fold) and any(_infinite(c.body) for c in f.cases) for t in s for f in t.factors
+        isinstance(f, Fold) and any(_infinite(c.body) for c in f.cases)
+        for t in s
+        for f in t.factors
     )
 
 
@@ -232,7 +234,11 @@ def root(s: Sum) -> Sum | None:
     c, total = s[0].coefficient, tm.ONE
     up, down = isqrt(c.numerator), isqrt(c.denominator)
     counts = Counter(s[0].factors)
-    if up * up != c.numerator or down * down != c.denominator or any(n % 2 for n in counts.values()):
+    if (
+        up * up != c.numerator
+        or down * down != c.denominator
+        or any(n % 2 for n in counts.values())
+    ):
         return None
     for f, n in counts.items():
         for _ in range(n // 2):
@@ -282,8 +288,7 @@ def logarithm(s: Sum) -> Sum | None:
         if len(t.factors) > 1 and all(map(_positive, t.factors)):
             parts = [tm.of(Applied("log", (tm.of(f),))) for f in t.factors]
             return tuple(x for p in parts for x in p)
-        f = t.factors[0] if len(t.factors) == 1 else None
-        if isinstance(f, Applied) and f.fn == "recip" and positive(f.args[0]):
-            return tm.scaled(tm.of(Applied("log", f.args)), -1)
+        one = t.factors[0] if len(t.factors) == 1 else None
+        if isinstance(one, Applied) and one.fn == "recip" and positive(one.args[0]):
+            return tm.scaled(tm.of(Applied("log", one.args)), -1)
     return None
-

@@ -75,22 +75,25 @@ class Journal:
     def __init__(self, place: Path | None, scope: Scope, known: Sequence[Line] = ()) -> None:
         self.known: dict[str, bool] = {}
         self.outcome: Outcome | None = None
-        self._file = None
+        self._path: Path | None = None
         if place is None:
             return
         place.mkdir(parents=True, exist_ok=True)
         key = hashlib.blake2b(f"{version()} {scope} {known}".encode(), digest_size=8).hexdigest()
         path = place / f"{scope.name.replace(' ', '-')}-{key}.jsonl"
         if path.exists():
-            for line in path.read_text().splitlines():
+            text = path.read_text(encoding="utf-8")
+            for line in text.splitlines():
                 self._read(line)
-        self._file = path.open("a")
+            if text and not text.endswith("\n"):  # cut off when it was killed
+                path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+        self._path = path
 
     def _read(self, line: str) -> None:
         try:
             data = json.loads(line)
         except ValueError:
-            return  # cut off when it was killed
+            return
         if "lines" in data:
             lines = [Line(**row) for row in data["lines"]]
             self.outcome = Outcome(lines, data["graphs"], data["asked"], data["unknown"])
@@ -107,13 +110,11 @@ class Journal:
         rows = [{"name": x.name, "statement": x.statement, "scope": x.scope} for x in outcome.lines]
         self._write({"lines": rows, "graphs": outcome.graphs, "asked": outcome.asked,
                      "unknown": outcome.unknown})  # fmt: skip
-        if self._file is not None:
-            self._file.close()
 
     def _write(self, data: Mapping[str, object]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(data, ensure_ascii=False) + "\n")
-            self._file.flush()
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(data, ensure_ascii=False) + "\n")
 
 
 class Explorer:

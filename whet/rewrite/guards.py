@@ -29,9 +29,7 @@ def guards(sketch: Sketch, at: Mapping[str, object], scope: Scope) -> Iterator[S
     zero = {"0": 0}
     for text, test in _TESTS:
         for a, b in (*itertools.combinations(names, 2), *((n, "0") for n in names)):
-            agreed = all(
-                test((zero | {**s})[a], (zero | {**s})[b]) for s in scope.assignments
-            )
+            agreed = all(test((zero | {**s})[a], (zero | {**s})[b]) for s in scope.assignments)
             here = {**zero, **{n: v for n, v in at.items() if isinstance(v, int)}}
             if agreed and not test(here[a], here[b]):
                 guard = f"{a} {text} {b}"

@@ -4,8 +4,8 @@
     after:   (matmul(x, y), matmul(x, z)) == (slice(t, 1, 0, N), slice(t, 1, N, N + P))
     wider:   (matmul(x, y.i) for i in range(M)) == (slice(t, 1, sum(N.j for j < i), …) …)
 
-What is put together along an axis can be taken apart again: each rule that has a concatenation at
-one root says how its parts are computed as one. Where the parts are alike, so is any number of them.
+What is put together along an axis can be taken apart again: each rule with a concatenation at one
+root says how its parts are computed as one. Where the parts are alike, so is any number of them.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ def _outside(s: Side | None, tensors: Mapping[str, str]) -> Iterator[str]:
 
 
 def _member(
-    s: Side | None, tensors: Mapping[str, str], shapes: Mapping[str, tuple[str, ...]], seen: set[str]
+    s: Side | None,
+    tensors: Mapping[str, str],
+    shapes: Mapping[str, tuple[str, ...]],
+    seen: set[str],
 ) -> str:
     if s is None:
         return "None"

@@ -68,6 +68,7 @@ def common(s: Sum) -> list[Factor]:
 
 
 def without(factors: tuple[Factor, ...], gone: Iterable[Factor]) -> tuple[Factor, ...]:
+    """Factors but for some of them, each as often as it is given."""
     left = Counter(spell_factor(f, {}) for f in gone)
     kept = []
     for f in factors:

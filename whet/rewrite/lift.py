@@ -1,7 +1,7 @@
 """From an equality at fixed ranks and shared sizes to the most general rule that is provable.
 
     tensors     add(x, x) where add(x, y) does too
-    sizes       x[M, K], y[M, K] where x[M, K], y[N, K] does too: what is not forced to be equal differs
+    sizes       x[M, K], y[M, K] where x[M, K], y[N, K] does too: what need not be equal differs
     atoms       x[G*C] as x[C] where the product alone occurs
     numbers     index=0 where any index does
     ranks       x[M, K] where x[*B, K] does too, axes behind the group counted from the end
@@ -21,8 +21,8 @@ from whet.errors import WhetError
 from whet.ir.graph import topological
 from whet.ir.types import Poly, Size, substitute
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
-from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, spelled, trees
-from whet.rewrite.syntax import is_structural
+from whet.rewrite.grouping import grouped, polynomials
+from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, trees
 
 Proven = Callable[[Conjecture, Form], bool]
 _MOST = 64
@@ -148,9 +148,7 @@ def _numbers(sketch: Sketch, proven: Proven) -> Sketch:
         def free(s: Side, number: int = number) -> Side:
             if not isinstance(s, Tree):
                 return s
-            attrs = tuple(
-                (k, Text("i") if k == "index" and v == number else v) for k, v in s.attrs
-            )
+            attrs = tuple((k, Text("i") if k == "index" and v == number else v) for k, v in s.attrs)
             return Tree(s.op, attrs, tuple(None if a is None else free(a) for a in s.args))
 
         wider = replace(
@@ -189,9 +187,7 @@ def _with_values(sketch: Sketch, value: Callable[[object], object]) -> Sketch:
         attrs = tuple((k, value(v)) for k, v in s.attrs)
         return Tree(s.op, attrs, tuple(None if a is None else side(a) for a in s.args))
 
-    return replace(
-        sketch, left=tuple(map(side, sketch.left)), right=tuple(map(side, sketch.right))
-    )
+    return replace(sketch, left=tuple(map(side, sketch.left)), right=tuple(map(side, sketch.right)))
 
 
 # -- sizes ---------------------------------------------------------------------------------------
@@ -228,7 +224,7 @@ def _attributes(
     def open_(s: Side | None) -> None:
         if isinstance(s, Tree):
             for _, v in s.attrs:
-                for p in _polynomials(v):
+                for p in polynomials(v):
                     for monomial, count in Poly.of(p).terms:
                         for symbol in [str(x) for x in monomial for _ in range(max(count, 1))]:
                             known = [n for n, old in fresh.items() if old == symbol]
@@ -268,14 +264,6 @@ def _attributes(
             tuple(x for x in [side(s) for s in sketch.left] if x is not None),
             tuple(x for x in [side(s) for s in sketch.right] if x is not None),
         )
-
-
-def _polynomials(value: object) -> Iterator[Poly]:
-    if isinstance(value, Poly):
-        yield value
-    elif isinstance(value, tuple):
-        for v in value:
-            yield from _polynomials(v)
 
 
 def _unified(sketch: Sketch) -> Sketch | None:
@@ -348,7 +336,7 @@ def _groups(sketch: Sketch, proven: Proven) -> Sketch:
     )  # fmt: skip
     for run in sorted(runs, key=len, reverse=True):
         if len(set(run)) == len(run) and all(d.isalnum() and not d.isdigit() for d in run):
-            wider = _grouped(sketch, run)
+            wider = grouped(sketch, run)
             if wider is not None and not _addressed(wider) and holds(wider, proven):
                 return wider
     return sketch
@@ -362,7 +350,7 @@ def _axes(sketch: Sketch, proven: Proven) -> Sketch:
     }  # fmt: skip
     for run in sorted(runs, key=lambda r: (-len(r), r)):
         if len(set(run)) == len(run) and all(d.isalnum() and not d.isdigit() for d in run):
-            wider = _grouped(sketch, run)
+            wider = grouped(sketch, run)
             if wider is not None and _addressed(wider) and holds(wider, proven):
                 return wider
     return sketch
@@ -374,115 +362,3 @@ def _addressed(sketch: Sketch) -> bool:
         isinstance(v, Text) and v.text in ("a", "p")
         for s in (*sketch.left, *sketch.right) for t in trees(s) for _, v in t.attrs
     )  # fmt: skip
-
-
-def _grouped(sketch: Sketch, run: tuple[str, ...]) -> Sketch | None:
-    """With a run of dims replaced by a group wherever it stands; None where it cannot be."""
-    try:
-        statement = Statement(Conjecture(f"grouped: {sketch.text}"))
-        tensors = statement.leaves(statement.symbols)
-    except WhetError:
-        return None
-    group = "B" if not any("B" in dims for dims in sketch.shapes.values()) else "B9"
-    symbols = tuple(Poly.symbol(d) for d in run)
-    shapes: dict[str, tuple[str, ...]] = {}
-    for name, dims in sketch.shapes.items():
-        at = _find(dims, run)
-        rest = dims if at is None else (*dims[:at], *dims[at + len(run) :])
-        if any(d in run for d in rest):
-            return None
-        shapes[name] = dims if at is None else (*dims[:at], f"*{group}", *dims[at + len(run) :])
-    try:
-        rewriter = _Grouping(symbols, group, statement, tensors)
-        sides = [tuple(rewriter.side(s) for s in x) for x in (sketch.left, sketch.right)]
-    except (WhetError, LookupError):
-        return None
-    return replace(sketch, left=sides[0], right=sides[1], shapes=shapes)
-
-
-def _find(dims: Sequence[object], run: Sequence[object]) -> int | None:
-    for k in range(len(dims) - len(run) + 1):
-        if tuple(dims[k : k + len(run)]) == tuple(run):
-            return k
-    return None
-
-
-class _Grouping:
-    """Rewrites attributes for a group that takes the place of a run of dims."""
-
-    def __init__(
-        self, run: tuple[Poly, ...], group: str, statement: Statement, tensors: Mapping[str, object]
-    ) -> None:
-        self.run, self.group, self.statement, self.tensors = run, group, statement, tensors
-
-    def side(self, s: Side) -> Side:
-        if not isinstance(s, Tree):
-            return s
-        args = tuple(None if a is None else self.side(a) for a in s.args)
-        first = s.args[0] if s.args else None
-        shape = self._shape(first) if first is not None else ()
-        attrs = tuple((k, self._attr(s.op, k, v, shape)) for k, v in s.attrs)
-        return Tree(s.op, attrs, args)
-
-    def _shape(self, s: Side) -> tuple[Size, ...]:
-        """The shape of a subgraph before the run was replaced."""
-        from whet.rewrite.syntax import Apply, Literal, Var
-
-        def pattern(t: Side | None) -> Apply | Var | Literal | None:
-            import ast
-
-            if t is None:
-                return None
-            if isinstance(t, str):
-                if t in self.tensors:
-                    return Var(t, None)
-                raise LookupError(t)
-            attrs = tuple(
-                (k, ast.parse(spelled(v), mode="eval").body) for k, v in t.attrs
-            )
-            return Apply(t.op, tuple(pattern(a) for a in t.args), attrs)
-
-        made = pattern(s)
-        assert made is not None
-        return build((made,), self.tensors, self.statement.symbols)[0].shape  # type: ignore[arg-type]
-
-    def _attr(self, op: str, name: str, value: object, shape: tuple[Size, ...]) -> object:
-        at = _find(shape, self.run)
-        if isinstance(value, tuple) and any(isinstance(v, Poly) for v in value):
-            found = _find(value, self.run)
-            if found is None:
-                if any(_mentions(v, self.run) for v in value):
-                    raise LookupError(name)
-                return value
-            before, after = value[:found], value[found + len(self.run) :]
-            return (*before, Text(f"*{self.group}"), *after)
-        if not is_structural(op, name):
-            if _mentions(value, self.run):
-                raise LookupError(name)
-            return value
-        if isinstance(value, int) and not isinstance(value, bool):
-            return self._axis(op, value, shape, at)
-        if isinstance(value, tuple) and all(isinstance(v, int) for v in value):
-            if at is None:
-                return value
-            if len(self.run) > 1 and len(shape) == len(self.run) == len(value):
-                return Text("p")
-            if sorted(value) == list(range(len(shape))):  # a permutation
-                raise LookupError(name)
-            return tuple(self._axis(op, v, shape, at) for v in value)
-        return value
-
-    def _axis(self, op: str, value: int, shape: tuple[Size, ...], at: int | None) -> object:
-        rank = len(shape) + (op == "stack")
-        if at is None or value < at:
-            return value
-        if value < at + len(self.run):
-            if len(self.run) == 1:
-                raise LookupError("the dim is addressed")
-            return Text("a")
-        return value - rank
-
-
-def _mentions(value: object, run: Sequence[Poly]) -> bool:
-    names = {str(s) for s in run}
-    return any(names & p.symbols() for p in _polynomials(value))

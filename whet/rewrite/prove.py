@@ -47,9 +47,7 @@ class Prover:
         trials: at how many sizes to look for a counterexample first.
     """
 
-    def __init__(
-        self, store: MutableMapping[str, str] | None = None, trials: int = TRIALS
-    ) -> None:
+    def __init__(self, store: MutableMapping[str, str] | None = None, trials: int = TRIALS) -> None:
         self.trials = trials
         self._store: MutableMapping[str, str] = {} if store is None else store
         self._verdicts: dict[str, Verdict] = {}

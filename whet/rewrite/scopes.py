@@ -2,10 +2,10 @@
 
     scope  := name, size, leaves, operators, attribute values, sizes
     leaf   := T[size, …]                a tensor
-            | NAME = expression         a constant: anything without tensors, in a conjecture's notation
+            | NAME = expression         a constant: anything without tensors, as in a conjecture
 
-Operators are names in the operator table, `*` all of them that a record of real numbers has and that
-no scope before names. The attribute values that shapes do not decide are given by attribute name.
+Operators are names in the operator table. The attribute values that shapes do not decide are given
+by attribute name.
 Each symbol has a number in each assignment: all different in the first, with sizes of 1, and with
 other strides, paddings and groups in the others.
 """
@@ -82,7 +82,7 @@ class Scope:
     def assignments(self) -> tuple[Mapping[str, int], ...]:
         """Sizes: all different; with ones; small and different again."""
         return tuple(
-            {s: row[k % len(row)] for k, s in enumerate(self.symbols)} | _NUMBERS[j]
+            {**{s: row[k % len(row)] for k, s in enumerate(self.symbols)}, **_NUMBERS[j]}
             for j, row in enumerate(_SIZES)
         )  # fmt: skip
 

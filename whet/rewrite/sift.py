@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 
 from whet.errors import WhetError
 from whet.rewrite import formula, pattern
-from whet.rewrite.bank import Bank, Member
+from whet.rewrite.bank import Bank
 from whet.rewrite.conjecture import Conjecture
+from whet.rewrite.kinds import Member
 from whet.rewrite.sketch import Side, Sketch, Tree, leaves
 from whet.rewrite.syntax import Apply, Literal, Pattern, Sides, Var, is_structural, walk
 

@@ -84,7 +84,7 @@ class Sketch:
         letters = [*_LETTERS, *(f"x{k}" for k in range(40))]
         to = dict(zip(tensors, letters, strict=False))
         found = [d for n in tensors for d in self.shapes[n]]
-        words = dict.fromkeys(w for d in found for w in re.findall(r"[A-Z]\d*", d))
+        words: dict[str, None] = dict.fromkeys(w for d in found for w in re.findall(r"[A-Z]\d*", d))
         sizes = iter(x for x in _SIZES)
         groups = {w for d in found if d.startswith("*") for w in [d[1:]]}
         renamed = {w: ("B" if w in groups else next(sizes)) for w in words}
@@ -92,7 +92,7 @@ class Sketch:
             renamed = {w: w for w in words}
 
         def again(text: str) -> str:
-            return re.sub(r"\b[A-Z]\d*\b", lambda m: renamed.get(m[0], m[0]), text)
+            return str(re.sub(r"\b[A-Z]\d*\b", lambda m: renamed.get(m[0], m[0]), text))
 
         def side(s: Side | None) -> Side | None:
             if s is None:

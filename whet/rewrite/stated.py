@@ -113,7 +113,9 @@ def stated(entry: Mapping[str, object]) -> Stated:
     tensors = {f"{t}_" if t in words else str(t): shape for t, shape in inputs.items()}
     renamed = {str(t): new for t, new in zip(inputs, tensors, strict=True)}
     names = _Names(frozenset(tensors))
-    shapes = {t: [_size(d, names, name) for d in _list(shape, name)] for t, shape in tensors.items()}
+    shapes = {
+        t: [_size(d, names, name) for d in _list(shape, name)] for t, shape in tensors.items()
+    }
     sides = [_Side(name, renamed, names).outputs(s) for s in (lhs, rhs)]
     if len(sides[0]) != len(sides[1]):
         raise ConjectureError(
@@ -141,7 +143,9 @@ def _parsed(text: str, where: str) -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as fault:
-        raise ConjectureError("an expression does not parse", got=fault.msg, where=f"{where}: {text}") from None
+        raise ConjectureError(
+            "an expression does not parse", got=fault.msg, where=f"{where}: {text}"
+        ) from None
 
 
 def _size(d: object, names: _Names, where: str) -> Size:
@@ -172,7 +176,9 @@ class _Side:
         try:
             body = ast.parse(text.replace("; ", "\n")).body
         except SyntaxError as fault:
-            raise ConjectureError("a side does not parse", got=fault.msg, where=f"{self.where}: {text}") from None
+            raise ConjectureError(
+                "a side does not parse", got=fault.msg, where=f"{self.where}: {text}"
+            ) from None
         known: dict[str, ast.expr] = {}
         last: ast.expr | None = None
         for statement in body:
@@ -189,7 +195,9 @@ class _Side:
                 case ast.Expr(value):
                     last = self._inlined(value, known)
                 case _:
-                    raise ConjectureError("not part of a side", got=ast.unparse(statement), where=self.where)
+                    raise ConjectureError(
+                        "not part of a side", got=ast.unparse(statement), where=self.where
+                    )
         if last is None:
             raise ConjectureError("a side is empty", where=self.where)
         return list(last.elts) if isinstance(last, ast.Tuple) else [last]
@@ -233,9 +241,7 @@ def _kinds(
     sides: Sequence[Sequence[ast.expr]], names: _Names, tensors: frozenset[str]
 ) -> dict[str, tuple[str, str] | None]:
     """(house's name, kind) of every variable in an attribute; kind: size, axis, count or real."""
-    found: dict[str, tuple[str, str] | None] = {
-        old: (new, "size") for old, new in names.of.items()
-    }
+    found: dict[str, tuple[str, str] | None] = {old: (new, "size") for old, new in names.of.items()}
     uses: dict[str, set[str]] = {}
     for e in (x for side in sides for x in side):
         for call in (c for c in ast.walk(e) if isinstance(c, ast.Call)):
@@ -299,7 +305,10 @@ def _settled(
         scope = statement.symbols
         leaves = statement.leaves(scope)
         nodes = topological(
-            (*build(statement.sides.left, leaves, scope), *build(statement.sides.right, leaves, scope))
+            (
+                *build(statement.sides.left, leaves, scope),
+                *build(statement.sides.right, leaves, scope),
+            )
         )
         forced = [
             (g.left, g.right) for n in nodes if not n.is_leaf for g in n.instance.guards

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.ir import ops
@@ -26,7 +27,7 @@ from whet.ir.record import Instance, Shape, Slots
 from whet.ir.types import DType, TensorType
 
 _STACK = "@"
-Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+Rows = NDArray[np.int64]
 
 
 def stacked(instance: Instance, count: int) -> Instance:
@@ -77,16 +78,14 @@ class Stack:
         """These, then the others."""
         return Stack(torch.cat([self.values, other.values]), self.ring)
 
-    def prints(self, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    def prints(self, seed: int) -> NDArray[np.float64]:
         """Two numbers for each, equal for equal tensors; NaN where one is not a number."""
         flat = self.values.reshape(len(self), -1).to(torch.float64)
         forms = torch.randint(1, PRIME, (flat.shape[1], 2), generator=seeded(seed))
         if isinstance(self.ring, Field):
             columns = [_residues(flat, forms[:, k]) for k in range(2)]
             return torch.stack(columns, 1).numpy()
-        sums: np.ndarray[tuple[int, int], np.dtype[np.float64]] = (
-            flat @ (forms.to(torch.float64) / PRIME + 0.5)
-        ).numpy()
+        sums: NDArray[np.float64] = (flat @ (forms.to(torch.float64) / PRIME + 0.5)).numpy()
         return sums
 
 

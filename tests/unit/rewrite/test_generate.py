@@ -1,0 +1,103 @@
+"""Rules are found from the operator table alone, the same each time, and resumed after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from whet.ir.ops import TABLE
+from whet.rewrite import library
+from whet.rewrite.bank import Bank
+from whet.rewrite.conjecture import Conjecture
+from whet.rewrite.generate import Explorer, assembled, generate, tabulated
+from whet.rewrite.guards import guards
+from whet.rewrite.lift import holds, lifted
+from whet.rewrite.prove import Prover
+from whet.rewrite.rule import Rule
+from whet.rewrite.scopes import SCOPES, Scope
+from whet.rewrite.sketch import Sketch, Tree
+
+SMALL = Scope("small", 2, ("x[M, K]", "y[M, K]", "a[K, N]"), ("matmul", "add", "concat"))
+PROVER = Prover()
+
+
+def proven(c: Conjecture, form: object) -> bool:
+    return isinstance(PROVER.prove(c.text, form), Rule)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def statements() -> list[str]:
+    return [x.statement for x in assembled(generate((SMALL,)))]
+
+
+def test_what_a_small_scope_holds(statements: list[str]) -> None:
+    merged = (
+        "concat(matmul(x[*B, M], y[M, K]), matmul(x, z[M, N]), axis=-1) == "
+        "matmul(x, concat(y, z, axis=1))"
+    )
+    assert merged in statements
+    assert any("for i in range(T)" in s and "matmul" in s for s in statements)
+    assert "add(x[*B], add(y[*B], z[*B])) == add(z, add(y, x))" in statements
+
+
+def test_generation_is_reproduced_and_resumed(tmp_path: Path, statements: list[str]) -> None:
+    tiny = Scope("tiny", 2, ("x[M, K]", "y[M, K]"), ("add", "relu"))
+    first = Explorer(tiny, lambda _: None, tmp_path).run()
+    (journal,) = tmp_path.glob("*.jsonl")
+    whole = journal.read_text().splitlines()
+    journal.write_text("\n".join([*whole[:3], whole[3][:20]]))  # killed in the middle of a line
+    explorer = Explorer(tiny, lambda _: None, tmp_path)
+    assert len(explorer.journal.known) == 3
+    assert explorer.run().lines == first.lines
+    again = Explorer(tiny, lambda _: None, tmp_path)
+    assert again.journal.outcome is not None
+    assert again.run().lines == first.lines
+    found = tabulated(first.lines)
+    assert library.parse(library.printed(found)) == found
+
+
+def test_a_bank_tells_graphs_apart() -> None:
+    bank = Bank(SMALL)
+    shared = [m for c in bank.members.values() for m in c]
+    assert bank.counts[0] < bank.counts[1]
+    assert len(shared) < sum(bank.counts)
+    assert all(bank.level[c] == 0 for c, m in enumerate(bank.made) if m is None)
+
+
+def test_lifting_goes_as_far_as_the_prover_agrees() -> None:
+    def add(a: Tree | str, b: Tree | str) -> Tree:
+        return Tree("add", (), (a, b))
+
+    sketch = Sketch((Tree("relu", (), (add("x", "x"),)),), (Tree("relu", (), (add("x", "x"),)),),
+                    {"x": ("M", "K")}, {})  # fmt: skip
+    assert lifted(
+        sketch, proven
+    ).canonical().text == "relu(add(x[*B], y[*B])) == relu(add(y, x))" or (
+        "relu(add(x[*B], y[*B]))" in lifted(sketch, proven).canonical().text
+    )
+    wrong = Sketch(("x",), (add("x", "x"),), {"x": ("M",)}, {})
+    assert not holds(wrong, proven)
+
+
+def test_counterexamples_ask_for_guards() -> None:
+    scope = Scope("guarded", 1, ("x[M]",), ("slice",), {"start": ["i"], "stop": ["j"]})
+    sketch = Sketch(("x",), ("x",), {"x": ("M",)}, {})
+    found = [s.test for s in guards(sketch, {"i": 3, "j": 2, "M": 5}, scope)]
+    assert "i <= j" in found
+
+
+def test_scopes_name_operators_of_the_table() -> None:
+    assert {op for s in SCOPES for op in s.operators} <= TABLE.keys()
+    assert len({s.name for s in SCOPES}) == len(SCOPES)
+    for s in SCOPES:
+        assert len(s.assignments) >= 3
+        assert len(set(s.assignments[0].values())) > 1
+
+
+def test_the_library_is_in_order() -> None:
+    entries = library.entries()
+    assert library.parse(library.printed(entries)) == list(entries)
+    assert len({e.name for e in entries}) == len(entries)
+    covered = [e for e in entries if e.covers.startswith("all-shapes")]
+    assert len(covered) >= 0.95 * len(entries)
