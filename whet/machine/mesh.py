@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from whet.errors import WhetError
@@ -25,7 +25,7 @@ class Span:
         level: its place in the hierarchy, 0 the innermost.
         units: units of the level that a group reaches (the most of all groups).
         members: devices of a group in one unit (the most).
-        groups: groups that leave one unit (the most).
+        groups: groups that leave one unit (the most), those of other meshes among them.
         total: units of one instance of the level that communicate (the most): they share a medium.
     """
 
@@ -47,8 +47,13 @@ class Mesh:
 
     axes: tuple[tuple[str, int], ...]
     devices: tuple[int, ...]
+    _hash: int = field(init=False, compare=False, repr=False, default=0)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.axes, self.devices)))
         if math.prod(size for _, size in self.axes) != len(self.devices):
             raise WhetError(
                 "a mesh has another number of devices than its axes",

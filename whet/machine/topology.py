@@ -162,39 +162,61 @@ class Topology:
             hint="give the machine a network level without a number of units",
         )
 
-    def spans(self, mesh: Mesh, axes: Sequence[str]) -> tuple[Span, ...]:
-        """How the groups of a mesh along some axes use each level that they cross."""
-        key = ("spans", mesh, tuple(axes))
+    def spans(
+        self, mesh: Mesh, axes: Sequence[str], others: tuple[Mesh, ...] = ()
+    ) -> tuple[Span, ...]:
+        """How the groups of a mesh along some axes use each level that they cross.
+
+        Args:
+            mesh: the devices.
+            axes: of the groups.
+            others: meshes whose groups along the same axes communicate at the same time.
+        """
+        key = ("spans", mesh, tuple(axes), others)
         found = self._memo.get(key)
         if found is None:
-            found = self._memo[key] = self._spans(mesh.groups(axes))
+            beside = [
+                group
+                for other in others
+                if all(a in dict(other.axes) for a in axes)
+                for group in other.groups(axes)
+            ]
+            found = self._memo[key] = self._spans(mesh.groups(axes), beside)
         assert isinstance(found, tuple)
         return found
 
-    def _spans(self, groups: Sequence[tuple[int, ...]]) -> tuple[Span, ...]:
+    def _spans(
+        self, groups: Sequence[tuple[int, ...]], beside: Sequence[tuple[int, ...]]
+    ) -> tuple[Span, ...]:
         spans = []
         for level in range(self.depth):
             units = members = 0
             leaving: Counter[int] = Counter()
             talking: dict[int, set[int]] = {}
-            for group in groups:
-                # Units of the level below, by the instance of this level that holds them.
-                inside: dict[int, Counter[int]] = {}
-                for d in group:
-                    path = self.path(d)
-                    unit = path[level - 1] if level else d
-                    inside.setdefault(path[level], Counter())[unit] += 1
-                for instance, count in inside.items():
+            own: set[int] = set()
+            for number, group in enumerate((*groups, *beside)):
+                for instance, count in self._inside(group, level).items():
                     if len(count) < 2:
                         continue
-                    units = max(units, len(count))
-                    members = max(members, *count.values())
                     leaving.update(count.keys())
                     talking.setdefault(instance, set()).update(count.keys())
+                    if number < len(groups):
+                        own.update(count.keys())
+                        units = max(units, len(count))
+                        members = max(members, *count.values())
             if units:
-                total = max(len(t) for t in talking.values())
-                spans.append(Span(level, units, members, max(leaving.values()), total))
+                total = max(len(t) for t in talking.values() if t & own)
+                spans.append(Span(level, units, members, max(leaving[u] for u in own), total))
         return tuple(spans)
+
+    def _inside(self, group: Sequence[int], level: int) -> dict[int, Counter[int]]:
+        """Devices of a group by unit of the level below, for each instance of the level."""
+        inside: dict[int, Counter[int]] = {}
+        for d in group:
+            path = self.path(d)
+            unit = path[level - 1] if level else d
+            inside.setdefault(path[level], Counter())[unit] += 1
+        return inside
 
     def timing(self, what: str, ranks: int) -> Timing | None:
         """The measured collective of that name and number of ranks, if there is one."""

@@ -45,10 +45,16 @@ class Hop:
     flow: float
 
 
-def hops(topology: Topology, mesh: Mesh, axes: Sequence[str]) -> tuple[Hop, ...]:
-    """The levels that groups of a mesh along some axes cross, the innermost first."""
+def hops(
+    topology: Topology, mesh: Mesh, axes: Sequence[str], others: tuple[Mesh, ...] = ()
+) -> tuple[Hop, ...]:
+    """The levels that groups of a mesh along some axes cross, the innermost first.
+
+    Args:
+        others: meshes that communicate along the same axes at the same time; see `neighbours`.
+    """
     found = []
-    for span in topology.spans(mesh, axes):
+    for span in topology.spans(mesh, axes, others):
         # The slowest link of the level among the kinds of nodes that take part.
         links = {topology.link(span.level, d) for d in mesh.devices}
         flow = min(link.flow(span.members, span.groups, span.total) for link in links)
@@ -58,13 +64,19 @@ def hops(topology: Topology, mesh: Mesh, axes: Sequence[str]) -> tuple[Hop, ...]
 
 
 def seconds(
-    topology: Topology, mesh: Mesh, what: str, axes: Sequence[str], bytes: float
+    topology: Topology,
+    mesh: Mesh,
+    what: str,
+    axes: Sequence[str],
+    bytes: float,
+    others: tuple[Mesh, ...] = (),
 ) -> tuple[float, str]:
     """Seconds that a collective takes when its links serve nothing else, and the algorithm.
 
     Args:
         what: one of `COLLECTIVES`.
         bytes: of the whole tensor of a group; see `Step.bytes`.
+        others: meshes that communicate along the same axes at the same time.
 
     Raises:
         WhetError: no such collective.
@@ -77,7 +89,7 @@ def seconds(
     measured = topology.timing(what, ranks)
     if measured is not None:
         return measured.seconds(bytes), "measured"
-    path = hops(topology, mesh, axes)
+    path = hops(topology, mesh, axes, others)
     return min((cost, name) for name, cost in _algorithms(what, path, ranks, bytes).items())
 
 
@@ -131,6 +143,27 @@ def _exchange(path: tuple[Hop, ...], ranks: int, bytes: float) -> float:
         slowest = max(slowest, crossing / hop.flow)
         rounds = max(rounds, hop.ranks - 1)
     return slowest + min(rounds, 2 * math.ceil(math.log2(ranks))) * max(h.latency for h in path)
+
+
+def neighbours(topology: Topology, meshes: Sequence[Mesh]) -> tuple[tuple[Mesh, ...], ...]:
+    """Of each mesh, the others that share a node, a board or a medium with it.
+
+    Groups of a pipeline work at the same time, so what leaves a node along an axis of one mesh
+    shares the node's ports with what leaves it along the same axis of the others there.
+    """
+    places = []
+    for mesh in meshes:
+        found = set()
+        for d in mesh.devices:
+            path = topology.path(d)
+            for level, instance in enumerate(path):
+                if level < len(path) - 1 or topology.link(level, d).medium:
+                    found.add((level, instance))
+        places.append(found)
+    return tuple(
+        tuple(other for j, other in enumerate(meshes) if j != k and places[j] & places[k])
+        for k in range(len(meshes))
+    )
 
 
 @dataclass(frozen=True, slots=True)

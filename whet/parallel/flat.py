@@ -224,6 +224,8 @@ class _Expansion:
         self.finish: dict[Turn, int] = {}
         self.orders = orders(placed)
         self.last = len(placed.stages) - 1
+        meshes = [stage.mesh for stage in placed.stages[: placed.groups]]
+        self.others = dict(zip(meshes, collective.neighbours(topology, meshes), strict=True))
         for group, order in enumerate(self.orders):
             before = -1
             for turn in order:
@@ -318,7 +320,11 @@ class _Expansion:
         device = self.topology.device(d)
         if step.is_collective:
             size = step.bytes * scale
-            return collective.seconds(self.topology, stage.mesh, step.kind, step.axes, size)[0]
+            others = self.others[stage.mesh]
+            found = collective.seconds(
+                self.topology, stage.mesh, step.kind, step.axes, size, others
+            )
+            return found[0]
         if step.kind == "copy":
             return step.bytes * scale / (device.host or device.bandwidth)
         if step.kind == "drop":

@@ -80,10 +80,13 @@ class Pricer:
         topology: where the mesh lies.
         mesh: the devices of a stage.
         classes: its partition.
+        others: meshes that communicate beside it.
     """
 
-    def __init__(self, topology: Topology, mesh: Mesh, classes: Classes) -> None:
-        self.topology, self.mesh, self.classes = topology, mesh, classes
+    def __init__(
+        self, topology: Topology, mesh: Mesh, classes: Classes, others: tuple[Mesh, ...] = ()
+    ) -> None:
+        self.topology, self.mesh, self.classes, self.others = topology, mesh, classes, others
         self.slowdown = tuple(
             (round(FULL / max(1.0, d.slowdown[0])), round(FULL / max(1.0, d.slowdown[1])))
             for d in classes.devices
@@ -113,7 +116,7 @@ class Pricer:
         device = self.classes.devices[kind]
         if step.is_collective:
             return collective.seconds(
-                self.topology, self.mesh, step.kind, step.axes, step.bytes * scale
+                self.topology, self.mesh, step.kind, step.axes, step.bytes * scale, self.others
             )[0]
         if step.kind == "drop":
             return 0.0

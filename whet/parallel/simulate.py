@@ -102,6 +102,7 @@ class Simulator:
         self._models: dict[tuple[object, ...], Model] = {}
         self._pricers: dict[tuple[object, ...], tuple[int, Pricer, Memo]] = {}
         self._at: dict[tuple[object, ...], tuple[int, Pricer, Memo]] = {}
+        self._beside: dict[tuple[Mesh, ...], tuple[tuple[Mesh, ...], ...]] = {}
         self._channels: dict[tuple[object, ...], dict[tuple[int, int], Channel]] = {}
 
     def simulate(self, placed: Placed) -> Simulated:
@@ -157,16 +158,24 @@ class Simulator:
         stage = placed.stages[number]
         # Of all chunks of the group, so that they agree on the classes of its devices.
         used = axes_used(placed.chunks_of(number % placed.groups))
-        at = (stage.mesh, stage.shares, used)
+        others = self._others(placed)[number % placed.groups]
+        at = (stage.mesh, stage.shares, used, others)
         found = self._at.get(at)
         if found is None:
             parts = classes(self.topology, stage.mesh, stage.shares, used)
-            paths = tuple(collective.hops(self.topology, stage.mesh, axes) for axes in used)
+            paths = tuple(collective.hops(self.topology, stage.mesh, axes, others) for axes in used)
             like = (stage.mesh.axes, used, paths, parts)
             if like not in self._pricers:
-                pricer = Pricer(self.topology, stage.mesh, parts)
+                pricer = Pricer(self.topology, stage.mesh, parts, others)
                 self._pricers[like] = (len(self._pricers), pricer, Memo(pricer.slowdown))
             found = self._at[at] = self._pricers[like]
+        return found
+
+    def _others(self, placed: Placed) -> tuple[tuple[Mesh, ...], ...]:
+        meshes = tuple(stage.mesh for stage in placed.stages[: placed.groups])
+        found = self._beside.get(meshes)
+        if found is None:
+            found = self._beside[meshes] = collective.neighbours(self.topology, meshes)
         return found
 
     def _base(self, placed: Placed, stage: Stage, pricer: Pricer) -> tuple[int, ...]:

@@ -103,3 +103,19 @@ def test_one_narrow_port_for_a_whole_stage():
     one = pipeline(topology("p100x4:2"), 2, 4)
     port = 10e-6 + 4 * (1 << 20) / (12.5e9 * 0.85)
     assert one[0, 1].ticks == pytest.approx(port * 1e12, rel=1e-6)
+
+
+def test_stages_in_one_node_share_its_port():
+    """Four stages in each node: their data axes leave it through one port at the same time."""
+    of = topology("p100x4:4")
+    meshes = [Mesh((("data", 4),), tuple(range(g, 16, 4))) for g in range(4)]
+    beside = collective.neighbours(of, meshes)
+    assert [len(others) for others in beside] == [3, 3, 3, 3]
+    alone = collective.seconds(of, meshes[0], "all_reduce", ("data",), GIGA)[0]
+    shared = collective.seconds(of, meshes[0], "all_reduce", ("data",), GIGA, beside[0])[0]
+    assert shared == pytest.approx(4 * alone, rel=0.01)
+
+
+def test_stages_of_whole_nodes_have_no_neighbours():
+    meshes = [Mesh.of((("data", 2), ("tensor", 4)), first=8 * g) for g in range(4)]
+    assert collective.neighbours(OF, meshes) == ((), (), (), ())
