@@ -40,7 +40,6 @@ def presets() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in FOLDER.glob("*.yaml")))
 
 
-@lru_cache(maxsize=256)
 def topology(name: str) -> Topology:
     """The machine of a `Name` (see the module's grammar).
 
@@ -50,6 +49,13 @@ def topology(name: str) -> Topology:
     Raises:
         WhetError: there is no such preset or file, or a path or value does not fit.
     """
+    if name.partition(",")[0].endswith((".yaml", ".yml")):
+        return read(text_of(name), name)  # the file may change
+    return _of_preset(name)
+
+
+@lru_cache(maxsize=256)
+def _of_preset(name: str) -> Topology:
     return read(text_of(name), name)
 
 
