@@ -13,7 +13,7 @@ from whet.parallel.placed import COLLECTIVES, Placed, Stage
 GIGA = 1 << 30
 OF = topology("h100x8:4")
 MESH = Mesh.of((("data", 4), ("tensor", 8)))
-INSIDE = 450e9 * 0.80
+INSIDE = 450e9 * OF.nodes[0].inside[0].link.efficiency
 
 
 def seconds(what, axes, bytes, of=OF, mesh=MESH):
