@@ -18,13 +18,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from whet.errors import SearchError
 from whet.ir.graph import Node
 from whet.parallel.blocks import Layer
 from whet.parallel.choice import Choice, Choices
+from whet.parallel.placed import Step
 from whet.parallel.sharding import Axes, Move, Sharding, ShardingError, reshard
 from whet.parallel.work import step, work
-from whet.parallel.placed import Step
-from whet.errors import SearchError
 from whet.search import Constraint, minimize
 
 LARGE = 1e3  # seconds: an option that cannot be
@@ -298,7 +298,11 @@ class Problem:
         ask(group[0], choice)
         rest = sorted((n for n in group[1:]), key=lambda n: order.get(n, -1))
         for n in rest:
-            if n in chosen or n.is_leaf or n in wanted and not any(a in chosen for a in n.operands):
+            if (
+                n in chosen
+                or n.is_leaf
+                or (n in wanted and not any(a in chosen for a in n.operands))
+            ):
                 continue
             options = [fixed[n]] if n in fixed else self.choices.of(n)
             if any(a in chosen for a in n.operands):
@@ -314,7 +318,10 @@ class Problem:
                 options = [fixed[n]] if n in fixed else self.choices.of(n)
                 chosen[n] = min(
                     options,
-                    key=lambda c: (self.move_s(c.result, want, int(n.type.nbytes)), _kept(n, c)),  # type: ignore[arg-type]
+                    key=lambda c: (
+                        self.move_s(c.result, want, int(n.type.nbytes)),
+                        _apart(c, want),
+                    ),  # type: ignore[arg-type]
                 )
                 ask(n, chosen[n])
                 changed = True
@@ -397,9 +404,9 @@ class Problem:
         return total
 
 
-def _kept(n: Node, choice: Choice) -> int:
-    """Of leaves that serve alike, the one that is cut most."""
-    return -len(choice.result.cuts) if n.is_leaf else 0
+def _apart(choice: Choice, want: Sharding) -> bool:
+    """Whether a value is made otherwise than it is wanted, although slicing costs nothing."""
+    return choice.result.cuts != want.cuts
 
 
 __all__ = ["Assignment", "Problem", "Solved"]

@@ -1,0 +1,229 @@
+"""Blocks solved and lowered once, and strategies made of them.
+
+    place(strategy) → Placed
+
+What a block costs depends on its structure, on the sizes of the mesh's axes, on which links they
+cross and on the style, not on which layer it is: 96 layers are one problem. Choices found on one
+number of microbatches and of replicas hold on every other (samples are cut, nothing else), so they
+are looked for once and lowered anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from whet.errors import SearchError
+from whet.ir.graph import Node
+from whet.machine import Cluster, Mesh
+from whet.parallel import expert
+from whet.parallel.blocks import Layer, Model
+from whet.parallel.choice import Choice, Choices, Factors, samples, tails
+from whet.parallel.intra import Problem, Solved
+from whet.parallel.lowering import lower
+from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage
+from whet.parallel.sharding import Axes, Sharding
+from whet.parallel.simulate import Simulator
+from whet.parallel.strategy import Part, Recipe, Strategy
+from whet.parallel.work import work
+
+MICRO = "micro"
+TIME = frozenset({MICRO})
+
+
+@dataclass(slots=True)
+class Library:
+    """Everything that strategies of one model on one cluster share.
+
+    Attributes:
+        model: the blocks.
+        cluster: the machine.
+        optimizer: costs of an update.
+        simulator: prices steps and runs what is placed.
+        solves: 0-1 programs solved.
+    """
+
+    model: Model
+    cluster: Cluster
+    optimizer: Optimizer
+    simulator: Simulator
+    solves: int = 0
+    _factors: dict[int, Factors] = field(default_factory=dict)
+    _solved: dict[object, Solved] = field(default_factory=dict)
+    _blocks: dict[object, Block] = field(default_factory=dict)
+    _sample: dict[Node, tuple[int, int]] = field(default_factory=dict)
+    _second: dict[Node, tuple[int, int]] = field(default_factory=dict)
+    _tails: frozenset[Node] = frozenset()
+
+    @classmethod
+    def of(cls, model: Model, cluster: Cluster, optimizer: Optimizer) -> Library:
+        """A library with nothing in it."""
+        made = cls(model, cluster, optimizer, Simulator(cluster))
+        graph = model.graph
+        made._sample = samples(graph.inputs, graph.nodes, model.batch)
+        made._second = samples(graph.inputs, graph.nodes, model.batch, 1)
+        made._tails = tails(graph.nodes, [g for x in model.layers for g in x.gradients.values()])
+        return made
+
+    # -- blocks --------------------------------------------------------------------------------
+    def solved(self, number: int, recipe: Recipe, mesh: Mesh, micro: int) -> Solved:
+        """The choices of a block; looked for once for each shape of mesh and size of microbatch.
+
+        Raises:
+            SearchError: there are none.
+        """
+        local = max(1, self.model.batch // (micro * recipe.size("data")))
+        key = (number, self._kind(recipe, mesh), 1 << (local.bit_length() - 1))
+        found = self._solved.get(key)
+        if found is None:
+            self.solves += 1
+            problem = self.problem(number, recipe, mesh, micro)
+            fixed = expert.fixed(problem, recipe.style)
+            found = self._solved[key] = problem.solve(fixed=fixed)
+        return found
+
+    def _kind(self, recipe: Recipe, mesh: Mesh) -> object:
+        """What of a recipe and its place decides about choices."""
+        links = tuple(
+            tuple(
+                (s.level, s.units, s.members, s.groups) for s in self.cluster.spans(mesh, (name,))
+            )
+            if name not in recipe.pinned
+            else ()
+            for name, size in recipe.axes
+            if size > 1
+        )
+        axes = tuple((n, 0 if n in recipe.pinned else size) for n, size in recipe.axes)
+        kinds = tuple(d.name for d in self.cluster.kinds(mesh.devices))
+        return axes, recipe.pinned, recipe.style, links, kinds
+
+    def problem(self, number: int, recipe: Recipe, mesh: Mesh, micro: int) -> Problem:
+        """The 0-1 program of a block."""
+        layer = self.model.layers[number]
+        choices = self.choices(number, recipe, micro)
+        data = recipe.size("data")
+        weight = sum(p.dtype.bits // 8 for p in layer.gradients) / max(1, len(layer.gradients))
+        held = 1 + (self.optimizer.gradient + self.optimizer.state / data) / max(1.0, weight)
+        device = self.cluster.device(mesh.devices[0])
+        rent = 0.0
+        if recipe.style in ("lean", "tokens"):
+            rent = self._busy(layer, mesh) / device.memory * 8
+        return Problem(
+            layer, choices, TIME, lambda s: self.simulator.step_s(s, mesh),
+            boundary=self.boundary(layer, recipe), memory=held, rent=rent, kept=1.0,
+            hidden=0.5,
+        )  # fmt: skip
+
+    def _busy(self, layer: Layer, mesh: Mesh) -> float:
+        """Seconds that a block's parameters would take to be read: what memory is weighed with."""
+        device = self.cluster.device(mesh.devices[0])
+        nbytes = sum(int(p.type.nbytes) for p in layer.parameters)  # type: ignore[arg-type]
+        return max(nbytes, 1 << 20) / device.bandwidth
+
+    def choices(self, number: int, recipe: Recipe, micro: int) -> Choices:
+        """Lists the choices of a block's nodes."""
+        layer = self.model.layers[number]
+        if number not in self._factors:
+            self._factors[number] = Factors(layer.nodes)
+        barred: dict[str, frozenset[tuple[Node, int, int]]] = {}
+        if recipe.style == "tokens":
+            places = frozenset(
+                (n, *at) for table in (self._sample, self._second) for n, at in table.items()
+            )
+            barred = {n: places for n, _ in recipe.axes if n not in recipe.pinned and n != "data"}
+        return Choices(
+            self._factors[number], self.axes(recipe, micro), self._sample,
+            recipe.pinned | TIME, self._tails, barred,
+        )  # fmt: skip
+
+    @staticmethod
+    def axes(recipe: Recipe, micro: int) -> Axes:
+        """The mesh with time in front, without axes of one device."""
+        return ((MICRO, micro), *((n, s) for n, s in recipe.axes if s > 1))
+
+    def boundary(self, layer: Layer, recipe: Recipe) -> dict[Node, Sharding]:
+        """Between blocks, samples lie along the data axis and everything else is whole."""
+        along = [MICRO, *(n for n, s in recipe.axes if n == "data" and s > 1)]
+        found = {}
+        for v in (*layer.outside, *layer.sent):
+            at = self._sample.get(v)
+            if at is not None:
+                found[v] = Sharding(tuple((*at, a) for a in along))
+        return found
+
+    def block(self, number: int, recipe: Recipe, mesh: Mesh, micro: int) -> Block:
+        """One device's steps of a block."""
+        key = (number, recipe, micro, self._kind(recipe, mesh))
+        found = self._blocks.get(key)
+        if found is None:
+            solved = self.solved(number, recipe, mesh, micro)
+            layer = self.model.layers[number]
+            found = self._blocks[key] = lower(
+                layer, solved.choices, self.axes(recipe, micro), TIME,
+                self.boundary(layer, recipe), f"block {number}",
+            )  # fmt: skip
+        return found
+
+    # -- strategies ------------------------------------------------------------------------------
+    def place(self, strategy: Strategy) -> Placed:
+        """A strategy, lowered.
+
+        Raises:
+            SearchError: samples do not divide, or a block cannot be cut so.
+        """
+        micro = strategy.microbatches
+        stages = []
+        for k, part in enumerate(strategy.parts):
+            data = part.recipe.size("data")
+            if self.model.batch % (micro * data):
+                raise SearchError(
+                    "samples do not divide",
+                    expected=f"a multiple of {micro} microbatches x {data}", got=self.model.batch,
+                )  # fmt: skip
+            mesh = Mesh(part.recipe.axes, part.devices)
+            numbers = self.model.order[part.first : part.last]
+            runs = tuple(
+                Run(self.block(n, part.recipe, mesh, micro), len(list(same)))
+                for n, same in itertools.groupby(numbers)
+            )
+            output = 0
+            if k + 1 < len(strategy.parts):
+                output = self._output(strategy.parts[k + 1], micro)
+            stages.append(
+                Stage(mesh, runs, part.recompute, part.zero, part.offload, output, part.shares)
+            )
+        return Placed(
+            tuple(stages), micro, strategy.schedule, strategy.chunks, self.optimizer,
+            self.model.training,
+        )  # fmt: skip
+
+    def _output(self, after: Part, micro: int) -> int:
+        layer = self.model.layers[self.model.order[after.first]]
+        data = after.recipe.size("data")
+        total = sum(int(n.type.nbytes) for n in layer.entering)  # type: ignore[arg-type]
+        return total // (micro * data)
+
+    def choices_of(self, part: Part, place: int, micro: int) -> Mapping[Node, Choice]:
+        """The choices at one place of the model."""
+        mesh = Mesh(part.recipe.axes, part.devices)
+        return self.solved(self.model.order[place], part.recipe, mesh, micro).choices
+
+    def weights(self) -> tuple[float, ...]:
+        """Of each place, its operations: what stages are balanced by at first."""
+        sums = [float(sum(work(n).flops for n in layer.nodes)) + 1.0 for layer in self.model.layers]
+        return tuple(sums[n] for n in self.model.order)
+
+    def parameters(self) -> int:
+        """Bytes of all parameters."""
+        sums = [
+            sum(int(p.type.nbytes) for p in layer.parameters)  # type: ignore[arg-type]
+            for layer in self.model.layers
+        ]
+        return sum(sums[n] for n in self.model.order)
+
+
+def powers(limit: int) -> list[int]:
+    """1, 2, 4, … up to a limit."""
+    return [1 << k for k in range(int(math.log2(max(1, limit))) + 1)]
