@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -110,7 +111,7 @@ class _Cutting:
             results = tuple(self._home(n, _flow(n, flow)) for n in closed.results)
             piece = make(closed, operands, results)
             if piece is not None:
-                self.pieces.append(piece)
+                self.pieces.append(replace(piece, nodes=(*group.copies, *group.nodes)))
                 self.values.update(zip(closed.results, results, strict=True))
                 continue
             self._choose(group.members)

@@ -35,6 +35,7 @@ VERBS: Mapping[str, str] = {
     "explain":  "what was done to a model, or to a saved program, and why",
     "verify":   "re-check every rewrite of a saved program, without the optimizer",
     "run":      "run a saved program on random inputs: its time and its error",
+    "profile":  "where a native program spends its time, and what holds each of its calls",
     "rules":    "list, show and verify the rewrites that whet has proven",
     "bench":    "compare with eager, torch.compile, ONNX Runtime and OpenVINO",
     "machine":  "the machines that plans are made for: list, show, measure",

@@ -13,7 +13,9 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from whet.backend.piece import dense
-from whet.errors import InputError, UnsupportedError
+from whet.errors import InputError, UnsupportedError, WhetError
 from whet.run.native import NAME, Kind, Native, View, load_native
 
 _C: Any = torch._C
@@ -153,6 +155,41 @@ class Bound:
                 hint="make it contiguous, or run the original for inputs of another kind",
             )
         return cast(list[Tensor], found)
+
+    @contextmanager
+    def arena(self) -> Iterator[Callable[[Sequence[Tensor], Sequence[Tensor], int | None], float]]:
+        """A function that runs the program once, as C would, and says how many seconds it took.
+
+        It takes inputs and outputs, which are not checked, and where the times of single calls go
+        (the address of an array of doubles, after its first), or None.
+        """
+        p = _Program.from_address(self.program)
+        library = self.library
+        library.whet_arena_new.restype = ctypes.c_void_p
+        arena = ctypes.c_void_p(library.whet_arena_new(ctypes.c_int64(p.arena)))
+        constants = ctypes.c_void_p(p.constants)
+        plain, timed = getattr(library, NAME), getattr(library, f"{NAME}_timed")
+
+        def run(inputs: Sequence[Tensor], outputs: Sequence[Tensor], clock: int | None) -> float:
+            given, made = (
+                (ctypes.c_void_p * max(1, len(ts)))(*(t.data_ptr() for t in ts))
+                for ts in (inputs, outputs)
+            )
+            start = time.perf_counter()
+            if clock is None:
+                failed = plain(given, made, constants, arena)
+            else:
+                failed = timed(given, made, constants, arena, ctypes.c_void_p(clock))
+            took = time.perf_counter() - start
+            if failed:
+                raise WhetError("a native program failed", where=f"its library: {library._name}")
+            return took
+
+        try:
+            yield run
+        finally:
+            getattr(library, f"{NAME}_close")(arena)
+            library.whet_arena_delete(arena, ctypes.c_int64(p.arena))
 
 
 class Runner:

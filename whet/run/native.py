@@ -28,13 +28,15 @@ from torch import Tensor
 from whet.backend import aten
 from whet.backend.artifact import this_processor
 from whet.backend.cluster import Cluster
-from whet.backend.cut import cut
+from whet.backend.cut import Make, cut
 from whet.backend.link import link
 from whet.backend.lowered import Lowered, Step
 from whet.backend.packed import Kernel
-from whet.backend.piece import Body, Generated, Value
+from whet.backend.piece import Body, Generated, Piece, Value
 from whet.backend.transform import How, named, transformed
 from whet.errors import StoreError, UnsupportedError
+from whet.fuse.partition import Partition
+from whet.ir.cost import node_cost, traffic
 from whet.ir.graph import Graph, Node
 from whet.run.entry import TYPES, entry
 from whet.run.memory import plan
@@ -72,6 +74,22 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """One call of a program, for profiles.
+
+    Attributes:
+        name: "generated", or library and variant.
+        operators: what it computes, joined by "+".
+        flops, bytes: arithmetic operations, and bytes of operands and results that it must touch.
+    """
+
+    name: str
+    operators: str
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Native:
     """A compiled body. Immutable; save it, or call what `runner()` gives.
 
@@ -82,7 +100,7 @@ class Native:
         arena: bytes of working memory for one call.
         peak, bound: bytes that a call needs at most, what libraries hold among it, and what no
             memory plan could go below.
-        calls: what each call of the body is, in order: name, operators.
+        calls: what each call of the body is, in order.
         torch_version, processor: what it was built for, and runs with.
     """
 
@@ -93,7 +111,7 @@ class Native:
     arena: int
     peak: int
     bound: int
-    calls: tuple[tuple[str, str], ...]
+    calls: tuple[Made, ...]
     torch_version: str
     processor: str
 
@@ -106,10 +124,11 @@ class Native:
         place = Path(folder)
         digest = hashlib.sha256(self.library).hexdigest()
         manifest = {
-            f: getattr(self, f) for f in ("arena", "peak", "bound", "calls")
+            f: getattr(self, f) for f in ("arena", "peak", "bound")
         } | {
             "format": FORMAT,
             "inputs": [asdict(k) for k in self.inputs],
+            "calls": [asdict(c) for c in self.calls],
             "outputs": [asdict(k) for k in self.outputs],
             "constants": [asdict(c) for c in self.constants],
             "library": digest,
@@ -155,7 +174,7 @@ def load_native(folder: str | os.PathLike[str]) -> tuple[Native, ctypes.CDLL]:
             View(c["node"], _how(c["how"]), c["handle"], _sizes(c["shape"]), _sizes(c["strides"]))
             for c in m["constants"]
         )
-        calls = tuple((a, b) for a, b in m["calls"])
+        calls = tuple(Made(**c) for c in m["calls"])
         native = Native(
             library, kinds[0], kinds[1], views, m["arena"], m["peak"], m["bound"], calls, *built
         )
@@ -182,6 +201,8 @@ def native(
     graph: Graph,
     choose: Callable[[Cluster, list[Kernel]], Kernel],
     values: Mapping[str, Tensor] | None = None,
+    partition: Partition | None = None,
+    make: Make | None = None,
 ) -> tuple[Native, Lowered]:
     """A graph as a native program.
 
@@ -189,6 +210,7 @@ def native(
         graph: over concrete shapes.
         choose: which library kernel runs a cluster.
         values: parameters and constants as they are now; see `prologue`.
+        partition, make: groups that generated kernels run, and what makes these; see `cut`.
 
     Returns:
         The program, and the prologue that derives its constants.
@@ -203,7 +225,7 @@ def native(
         names[cluster.key] = kernel.name
         return kernel
 
-    program = build(cut(graph, noted))
+    program = build(cut(graph, noted, partition, make))
     return program, prologue(graph, program, names, values)
 
 
@@ -222,14 +244,36 @@ def build(body: Body) -> Native:
         tuple(View(c.packed.node.digest, c.packed.how, c.handle, c.shape, c.strides)
               for c in written.constants),
         written.arena, written.arena - planned.arena + planned.peak, planned.bound,
-        tuple(_said(p.call.name if not isinstance(p.call, Generated) else "generated", p.nodes)
-              for p in body.pieces),
+        tuple(map(_made, body.pieces)),
         torch.__version__, this_processor(),
     )  # fmt: skip
 
 
-def _said(name: str, nodes: Sequence[Node]) -> tuple[str, str]:
-    return name, "+".join(n.op for n in nodes) or "copy"
+def _made(piece: Piece) -> Made:
+    nodes = piece.nodes
+    moved = 0
+    for v in dict.fromkeys(piece.operands):
+        if v is not None:
+            reads = (
+                int(str(read))
+                for n in nodes
+                for a, read in zip(n.operands, traffic(n)[0], strict=True)
+                if a is v.node
+            )
+            whole = int(str(v.node.type.nbytes))
+            moved += min(whole, sum(reads) or whole)
+    moved += sum(int(str(v.node.type.nbytes)) for v in piece.results)
+    work = sum(int(str(node_cost(n).flops)) for n in _distinct(nodes))
+    name = "generated" if isinstance(piece.call, Generated) else piece.call.name
+    return Made(name, "+".join(n.op for n in nodes) or "copy", work, moved)
+
+
+def _distinct(nodes: Sequence[Node]) -> list[Node]:
+    """One of those that are results of one application."""
+    found: dict[object, Node] = {}
+    for n in nodes:
+        found.setdefault((n.op, n.args, tuple(kv for kv in n.attrs if kv[0] != "out")), n)
+    return list(found.values())
 
 
 def _kind(v: Value) -> Kind:
@@ -279,7 +323,7 @@ def prologue(
                 made[key] = f"d{len(made)}"
                 steps.append(Step(made[key], Tensor.contiguous, (slots[node],), node, "dense"))
     derived = tuple(made[c.node, c.how] for c in program.constants)
-    counts = Counter(name for name, _ in program.calls)
+    counts = Counter(c.name for c in program.calls)
     inputs = tuple(f"x{k}" for k in range(len(graph.inputs)))
     return Lowered(graph, leaves, derived, tuple(steps), (), (), counts, chosen, inputs)
 
