@@ -201,18 +201,18 @@ FN vf clamped(vf x, float low, float high) {
   x = sel(x < low, splat(low), x);
   return sel(x > high, splat(high), x);
 }
-/* e^(x + d) for a small correction d. x = n ln 2 + r with |r| <= ln 2 / 2, e^r = 1 + r + r^2 P(r). */
-FN vf exp_of(vf x, vf d) {
+/* e^x. x = n ln 2 + r with |r| <= ln 2 / 2, e^r = 1 + r + r^2 P(r). */
+FN vf exp_of(vf x) {
   x = clamped(x, -104, 89);
   vf n = whole(x * 1.44269504f);
-  vf r = x - n * 0.693359375f + n * 2.12194440e-4f + d;
+  vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
   vf p = r * 1.3951717e-3f + 8.3695984e-3f;
   p = p * r + 4.16661873e-2f;
   p = p * r + 0.166665129f;
   p = p * r + 0.5f;
   return scaled(p * (r * r) + r + 1, n);
 }
-OUT vf v_exp(vf x) { return exp_of(x, (vf){}); }
+OUT vf v_exp(vf x) { return exp_of(x); }
 OUT vf v_exp2(vf x) {
   x = clamped(x, -151, 129);
   vf n = whole(x);
@@ -283,7 +283,10 @@ OUT vf v_log1p(vf x) {
   vf r = log_tail(f) - e * 2.12194440e-4f + sel(v_abs(u) < 1e30f, c, (vf){}) - 0.5f * (f * f) + f + e * 0.693359375f;
   return sel(v_abs(x) < 1e-7f, x, log_special(u, r));
 }
-OUT vf v_sigmoid(vf x) { return 1 / (1 + v_exp(-x)); }
+OUT vf v_sigmoid(vf x) {
+  vf e = exp_of(-v_abs(x));
+  return sel(x < 0, e, splat(1)) / (1 + e);
+}
 OUT vf v_tanh(vf x) {
   vf a = v_abs(x), s = x * x;
   vf p = s * -5.71703656e-3f + 2.06505790e-2f;
@@ -291,7 +294,7 @@ OUT vf v_tanh(vf x) {
   p = p * s + 0.133314912f;
   p = p * s - 0.333332839f;
   vf small = p * s * a + a;
-  vf large = 1 - 2 / (v_exp(a + a) + 1);
+  vf large = 1 - 2 / (exp_of(a + a) + 1);
   return v_copysign(sel(a < 0.625f, small, large), x);
 }
 /* erf x = x + x S(x^2) near 0; further out 1 - e^(-t - t Q(t)), t = |x|. */
@@ -308,7 +311,7 @@ OUT vf v_erf(vf x) {
   q = q * t + 0.105270536f;
   q = q * t + 0.635711226f;
   q = q * t + 0.128516609f;
-  vf far = 1 - v_exp(-t - t * q);
+  vf far = 1 - exp_of(-t - t * q);
   return v_copysign(sel(t < 0.95f, p * t + t, far), x);
 }
 /* x = n pi/2 + r; pi/2 in four parts of which n times the first three is exact. */
@@ -340,11 +343,13 @@ FN vf circular(vf x, int quarter) {
 }
 OUT vf v_sin(vf x) {
   vf y = circular(x, 0);
-  if (any(v_abs(x) > FAR)) LANES y[l] = __builtin_sinf(x[l]);
+  vi far = v_abs(x) > FAR;
+  if (any(far)) LANES if (far[l]) y[l] = __builtin_sinf(x[l]);
   return sel(v_abs(x) < 1e-4f, x, y);
 }
 OUT vf v_cos(vf x) {
   vf y = circular(x, 1);
-  if (any(v_abs(x) > FAR)) LANES y[l] = __builtin_cosf(x[l]);
+  vi far = v_abs(x) > FAR;
+  if (any(far)) LANES if (far[l]) y[l] = __builtin_cosf(x[l]);
   return y;
 }
