@@ -37,6 +37,7 @@ SIZES = (16, 64, 256, 1024)  # of m, n and k of a contraction
 STREAMS = tuple(1 << p for p in range(12, 28, 3))  # bytes that a stream moves
 MESSAGES = tuple(1 << p for p in range(10, 26, 2))  # bytes of a collective's tensor
 CHANNELS, IMAGES = (16, 64, 256), (7, 14, 28, 56)
+PING, SOFTMAX = 8 << 20, (256, 1024)  # bytes of a long message; shape of what is normalized
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
 SAMPLES, SAMPLE_S = 7, 4e-3
 TIMEOUT_S = 300.0
@@ -120,13 +121,14 @@ def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
     window = [[d, rate(2 * d[0] * d[1] * d[2], s)] for d, s in found["window"]]
     stream = [[[size], rate(size, s)] for size, s in found["stream"]]
     gather = [[[size], rate(size, s)] for size, s in found["gather"]]
-    latency, bandwidth = found["link"]
+    latency, longer = found["link"]
+    bandwidth = PING / max(longer - latency, 1e-9)
     device = {
         "memory": round(host.memory / ranks / GIGA, 3),
         "bandwidth": max(rate(size, s) for size, s in found["stream"]),
         "peak": {
             "float32": round(fastest / 1e3, 6),
-            "vector_float32": round(found["vector"] / 1e12, 6),
+            "vector_float32": round(SOFTMAX[0] * SOFTMAX[1] * 5 / found["vector"] / 1e12, 6),
         },
         "units": 1,
         "launch": round(launch / MICRO, 3),
@@ -265,9 +267,9 @@ def _gathers() -> Iterable[tuple[int, float]]:
 
 
 def _vector() -> float:
-    """Element-wise operations a second: what a softmax gets, five for each element."""
-    x = torch.randn(256, 1024)
-    return 5 * x.numel() / _seconds(lambda: torch.softmax(x, -1))
+    """Seconds of a softmax, which stands for element-wise work: five operations an element."""
+    x = torch.randn(*SOFTMAX)
+    return _seconds(lambda: torch.softmax(x, -1))
 
 
 def _collectives(rank: int, ranks: int) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -322,8 +324,8 @@ def _together(call: Call, times: int) -> float:
 
 
 def _link(rank: int) -> tuple[float, float]:
-    """(latency, bytes a second) of messages between the first two processes."""
-    small, large = torch.zeros(1), torch.zeros(1 << 21)
+    """Seconds of a short and of a long message between the first two processes."""
+    small, large = torch.zeros(1), torch.zeros(PING // 4)
 
     def ping(x: torch.Tensor) -> Call:
         def call() -> None:
@@ -338,38 +340,37 @@ def _link(rank: int) -> tuple[float, float]:
 
     short, long = _together(ping(small), 15) / 2, _together(ping(large), 9) / 2
     dist.barrier()
-    return short, large.numel() * 4 / max(long - short, 1e-9)
+    return (short, long) if rank < 2 else (0.0, 0.0)
 
 
 def _overlap() -> tuple[float, float]:
-    """How many times longer a kernel takes beside a collective, and a collective beside a kernel.
+    """How many times longer a kernel takes beside a collective, and a collective beside kernels.
 
-    Both are started together; as long as neither is done both are slowed down. What the one that
-    lasts longer does alone is taken off.
+    Small kernels follow each other until a large collective that was started with them is done.
     """
-    x, big = torch.randn(256, 256), torch.zeros(1 << 22)
-    moving = _together(lambda: dist.all_reduce(big), 5)
+    x, big = torch.randn(192, 192), torch.zeros(1 << 22)
     product = _seconds(lambda: x @ x)
     kernel, move = [], []
-    for share in (0.5, 1.0):
-        times = max(1, round(share * moving / product))
-        alone = times * product
-        for _ in range(5):
-            dist.barrier()
-            began = time.perf_counter()
-            work = dist.all_reduce(big, async_op=True)
-            for _ in range(times):
-                x @ x
-            computed = time.perf_counter() - began
-            done = work.is_completed()
-            work.wait()
-            moved = time.perf_counter() - began
-            if not done:  # all of the kernels ran beside it
-                kernel.append(computed / alone)
-                move.append(computed / max(moving - (moved - computed), 0.1 * computed))
-    if not kernel:
-        return 1.0, 1.0
+    for _ in range(SAMPLES):
+        dist.barrier()
+        moving = _seconds_once(lambda: dist.all_reduce(big))
+        dist.barrier()
+        began = time.perf_counter()
+        work, times = dist.all_reduce(big, async_op=True), 0
+        while not work.is_completed():
+            x @ x
+            times += 1
+        both = time.perf_counter() - began
+        work.wait()
+        kernel.append(both / max(times * product, product))
+        move.append(both / moving)
     return max(1.0, statistics.median(kernel)), max(1.0, statistics.median(move))
+
+
+def _seconds_once(call: Call) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ FOUND = {
     "window": [[[196, 16, 144], 1e-4]],
     "stream": [[4092, 2e-6], [1 << 20, 1e-4]],
     "gather": [[32768, 1e-5]],
-    "vector": 4e9,
+    "vector": 256 * 1024 * 5 / 4e9,
     "collectives": {"2": {"all_reduce": [[1024, 1e-4], [1 << 20, 2e-3]]}},
-    "link": [50e-6, 2e9],
+    "link": [50e-6, 50e-6 + calibrate.PING / 2e9],
     "slowdown": [1.5, 2.0],
 }
 
@@ -36,6 +36,9 @@ def test_times_become_a_machine():
     assert found.timing("all_reduce", 2).seconds(1024) == pytest.approx(1e-4)
     assert found.timing("all_reduce", 4) is None
     assert found.network == ()
+    assert device.flops_s("vector_float32") == pytest.approx(4e9, rel=1e-3)
+    link = found.nodes[0].inside[0].link
+    assert (link.latency, link.bandwidth) == pytest.approx((50e-6, 2e9), rel=1e-3)
 
 
 def test_written_and_read_again(tmp_path):
