@@ -178,6 +178,7 @@ class Vectors:
                     yield f"{indent}const vi tail = iota() < {lanes};"
             else:
                 mask = "tail"
+                lanes = min(w, int(bounds(s.extent, domain)[1]) - start)
                 size = self.scalars.whole(bound(s.extent), domain)
                 yield f"{indent}const vi tail = iota() < (int)({size} - {start});"
         for name in self.declared.get(s.var, ()):
