@@ -151,6 +151,15 @@ class Topology:
             left -= here
         raise WhetError(f"{self.name} has no device {index}")
 
+    def links(self, level: int, mesh: Mesh) -> tuple[Link, ...]:
+        """The different links that a mesh's devices meet at one level of the hierarchy."""
+        key = ("links", level, mesh)
+        found = self._memo.get(key)
+        if found is None:
+            found = self._memo[key] = tuple({self.link(level, d): None for d in mesh.devices})
+        assert isinstance(found, tuple)
+        return found
+
     def meeting(self, a: int, b: int) -> int:
         """The innermost level that holds both devices."""
         for level, (x, y) in enumerate(zip(self.path(a), self.path(b), strict=True)):
