@@ -5,6 +5,7 @@
     min(a, b) = -max(-a, -b)      abs(a) = max(a, -a)      max(a, 0)**2 = a * max(a, 0)
     max over i of (a + b[i]) = a + max over i of b[i]          likewise numbers > 0 drawn out
     max(max over i of b[i], a) = one max over both             and within each other
+    [a < 0] * a = a - max(a, 0)
     1/(1 + exp(a)) = sigmoid(-a)   sigmoid(-a) = 1 - sigmoid(a)   tanh(a) = 2 * sigmoid(2a) - 1
     log(exp(a) * b) = a + log(b)      sqrt(a)**2 = a for a >= 0      sqrt(a*a) = abs(a)
 
@@ -209,7 +210,12 @@ def _infinite(s: Sum) -> bool:
 
 # -- powers ----------------------------------------------------------------------------------------
 def squared(factors: Sequence[Factor]) -> Sum | None:
-    """Factors with a square in them that has another form; None where there is none."""
+    """Factors with a square, or a number and its sign, in another form; None without one."""
+    for f in factors:
+        if isinstance(f, Applied) and f.fn == "<0":
+            signed = _signed(f, factors)
+            if signed is not None:
+                return signed
     for f, n in Counter(factors).items():
         if n < 2 or not isinstance(f, Applied):
             continue
@@ -225,6 +231,20 @@ def squared(factors: Sequence[Factor]) -> Sum | None:
             rest.remove(f)
             return tm.times((Term(Fraction(1), factors=tuple(rest)),), instead)
     return None
+
+
+def _signed(test: Applied, factors: Sequence[Factor]) -> Sum | None:
+    """[a < 0] * a as a - max(a, 0)."""
+    s = test.args[0]
+    if len(s) != 1 or not _plain(s[0]) or s[0].factors[0] not in factors:
+        return None
+    a, rest = s[0].factors[0], list(factors)
+    rest.remove(test)
+    rest.remove(a)
+    above = tm.of(Applied("maximum", (tm.of(a), tm.NOTHING)))
+    below = tm.of(a) + tm.scaled(above, -1)
+    found = below if s[0].coefficient > 0 else above
+    return tm.times((Term(Fraction(1), factors=tuple(rest)),), found)
 
 
 def root(s: Sum) -> Sum | None:
@@ -269,6 +289,14 @@ def sigmoid(s: Sum) -> Sum | None:
     """sigmoid(-a) as 1 - sigmoid(a)."""
     if laws.leads_negative(s):
         return tm.ONE + tm.scaled(tm.of(Applied("sigmoid", (tm.scaled(s, -1),))), -1)
+    return None
+
+
+def zero(s: Sum) -> Sum | None:
+    """[a == 0] of a truth value a, which is 0 or 1, as 1 - a."""
+    truth = len(s) == 1 and s[0].coefficient == 1 and _plain(s[0]) and s[0].factors[0]
+    if isinstance(truth, Applied) and truth.fn in ("<0", "==0"):
+        return tm.ONE + tm.scaled(s, -1)
     return None
 
 

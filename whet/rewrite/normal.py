@@ -307,7 +307,8 @@ class Normal:
         if fn == "tanh":
             half = tm.of(Applied("sigmoid", (tm.scaled(args[0], 2),)))
             return tm.scaled(half, 2) + tm.scaled(tm.ONE, -1)
-        special = {"sigmoid": extremes.sigmoid, "log": extremes.logarithm, "sqrt": extremes.root}
+        special = {"sigmoid": extremes.sigmoid, "log": extremes.logarithm, "sqrt": extremes.root,
+                   "==0": extremes.zero}  # fmt: skip
         if fn in special and (found := special[fn](args[0])) is not None:
             return found
         if "idempotent" in known and "associative" in known and fn in ("maximum", "minimum"):

@@ -82,9 +82,9 @@ class Sketch:
         names = dict.fromkeys(n for s in (*self.left, *self.right) for n in leaves(s))
         tensors = [n for n in names if n in self.shapes]
         letters = [*_LETTERS, *(f"x{k}" for k in range(40))]
-        to = dict(zip(tensors, letters, strict=False))
+        to: dict[str, str] = dict(zip(tensors, letters, strict=False))
         found = [d for n in tensors for d in self.shapes[n]]
-        words: dict[str, None] = dict.fromkeys(w for d in found for w in re.findall(r"[A-Z]\d*", d))
+        words = dict.fromkeys(w for d in found for w in re.findall(r"[A-Z]\d*", d))
         sizes = iter(x for x in _SIZES)
         groups = {w for d in found if d.startswith("*") for w in [d[1:]]}
         renamed = {w: ("B" if w in groups else next(sizes)) for w in words}

@@ -317,6 +317,11 @@ def _settled(
         if not forced:
             return Stated(name, conjecture, tuple(guards), back)
         more = next((s for a, b in forced if (s := _solved(a, b, scope)) is not None), None)
+        if more is not None and isinstance(more[1], int) and not _left_forces(statement, more[0]):
+            raise NoSuchSizes(
+                "the right side exists only for one size",
+                got=f"{back.get(more[0], more[0])} == {more[1]}",
+            )
         if more is None:
             if any(_never(a, b) for a, b in forced):
                 a, b = next((a, b) for a, b in forced if _never(a, b))
@@ -331,6 +336,14 @@ def _settled(
         to = {k: substitute(v, {old: value}) for k, v in to.items()}
         to[old] = value
     raise ConjectureError("sizes are forced to be equal without end", where=name)
+
+
+def _left_forces(statement: Statement, symbol: str) -> bool:
+    """Whether the left side alone says what a size is."""
+    scope = statement.symbols
+    left = build(statement.sides.left, statement.leaves(scope), scope)
+    guards = [g for n in topological(left) if not n.is_leaf for g in n.instance.guards]
+    return any(symbol in Poly.of(g.left - g.right).symbols() for g in guards if g.left != g.right)
 
 
 def _short(value: Poly, taken: set[str]) -> dict[str, str]:

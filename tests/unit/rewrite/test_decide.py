@@ -52,6 +52,7 @@ FALSE = [
     entry(K, conv("x", "w", 1, 2), conv("x", "w", 1, 1)),
     entry(K, conv("x", "w", 1, 1, "p"), conv("x", "w", 1, 1, "p + 1")),
     entry(A, "relu(x - y)", "relu(x) - relu(y)"),
+    entry({"x": X, "w": ["c", 1, 3, 3]}, conv("x", "w", "c"), conv("x", "w", 1)),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ _WINDOW = "stride=(1, 1), padding=(0, 0), dilation=(1, 1), extra=(0, 0)"
 # ruff: noqa: E501
 TRUE = f"""
 relu is homogeneous: relu(2.0 * x[N]) == 2.0 * relu(x)
+relu by cases: where(gt(x[N], 0), x, 0 * x) == relu(x)
 relu squared: relu(x[N]) * relu(x) == x * relu(x)
 relu and abs: relu(x[N]) == 0.5 * (x + abs(x))
 plus distributes over maximum: maximum(x[N], y[N]) + c[N] == maximum(x + c, y + c)
