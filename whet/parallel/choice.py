@@ -10,6 +10,7 @@ which the dim is passed on can cut as well. Two factorings of a dim that do not 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 
 from whet.ir import expr as ex
 from whet.ir.expr import Index, Load, Reduce
-from whet.ir.graph import Node
+from whet.ir.graph import Attrs, Node
 from whet.ir.record import Instance, Slots
 from whet.parallel.cut import Cut, analyse, needed, prepared
 from whet.parallel.sharding import WHOLE, Axes, Sharding
@@ -48,6 +49,24 @@ def instance_of(node: Node) -> Instance:
     """The prepared instance of an operator's node."""
     shapes = tuple(None if a is None else tuple(map(int, a.shape)) for a in node.args)  # type: ignore[arg-type]
     return prepared(node.op, shapes, node.attrs)
+
+
+def cuts_of(node: Node) -> Mapping[str, Cut]:
+    """The axes along which an operator can be cut, and how."""
+    shapes = tuple(None if a is None else tuple(map(int, a.shape)) for a in node.args)  # type: ignore[arg-type]
+    return _cuts(node.op, shapes, node.attrs)
+
+
+@functools.lru_cache(maxsize=65536)
+def _cuts(op: str, shapes: tuple[tuple[int, ...] | None, ...], attrs: Attrs) -> Mapping[str, Cut]:
+    instance = prepared(op, shapes, attrs)
+    out = str(dict(attrs).get("out", instance.outs[0]))
+    found: dict[str, Cut] = {}
+    for a, n in instance.extents.items():
+        cut = analyse(instance, a, out) if n != 1 else "of extent 1"
+        if isinstance(cut, Cut) and (cut.operands or cut.result == "cut"):
+            found[a] = cut
+    return found
 
 
 def out_of(node: Node, instance: Instance) -> str:
@@ -168,11 +187,7 @@ class Choices:
             return [Choice((), (WHOLE,) * len(node.operands), WHOLE)]
         instance = instance_of(node)
         out = out_of(node, instance)
-        cuts: dict[str, Cut] = {}
-        for a, n in instance.extents.items():
-            found = analyse(instance, a, out) if n != 1 else "of extent 1"
-            if isinstance(found, Cut) and (found.operands or found.result == "cut"):
-                cuts[a] = found
+        cuts = cuts_of(node)
         sample = self._sample_axis(node, instance)
         options: list[list[tuple[str, int] | None]] = []
         for name, size in self.mesh:
@@ -323,7 +338,7 @@ def _placed(
 
 
 def samples(
-    inputs: Sequence[Node], nodes: Sequence[Node], batch: int
+    inputs: Sequence[Node], nodes: Sequence[Node], batch: int, start: int = 0
 ) -> dict[Node, tuple[int, int]]:
     """Where samples lie in every value that has them: (dim, inner).
 
@@ -331,9 +346,9 @@ def samples(
     cut; a value that sums over them has none.
     """
     place = {
-        n: (dim, 1)
+        n: (start, 1)
         for n in inputs
-        if len(n.shape) > dim and n.shape[0] == batch and n.shape[dim] != 1
+        if len(n.shape) > start and n.shape[0] == batch and n.shape[start] != 1
     }
     for n in nodes:
         if n.is_leaf or n in place or n.op in ("opaque", "item"):
@@ -350,8 +365,8 @@ def samples(
                 extent = _int(instance.extents[a])
                 if inner % inside == 0 and inside <= inner < inside * extent:
                     where = _placed(instance.results[out], [(a, inner // inside, "")], instance)
-                    cut = analyse(instance, a, out)
-                    if where and isinstance(cut, Cut) and cut.result == "cut":
+                    cut = cuts_of(n).get(a)
+                    if where and cut is not None and cut.result == "cut":
                         place[n] = where[0][:2]
                     break
                 inside *= extent

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 
 from whet.errors import SearchError
 from whet.ir.graph import Node
-from whet.machine import Cluster, Mesh
+from whet.machine import Mesh, Topology
 from whet.parallel import expert
 from whet.parallel.blocks import Layer, Model
 from whet.parallel.choice import Choice, Choices, Factors, samples, tails
 from whet.parallel.intra import Problem, Solved
 from whet.parallel.lowering import lower
-from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage
+from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage, Step
 from whet.parallel.sharding import Axes, Sharding
 from whet.parallel.simulate import Simulator
 from whet.parallel.strategy import Part, Recipe, Strategy
@@ -46,7 +46,7 @@ class Library:
     """
 
     model: Model
-    cluster: Cluster
+    cluster: Topology
     optimizer: Optimizer
     simulator: Simulator
     solves: int = 0
@@ -58,7 +58,7 @@ class Library:
     _tails: frozenset[Node] = frozenset()
 
     @classmethod
-    def of(cls, model: Model, cluster: Cluster, optimizer: Optimizer) -> Library:
+    def of(cls, model: Model, cluster: Topology, optimizer: Optimizer) -> Library:
         """A library with nothing in it."""
         made = cls(model, cluster, optimizer, Simulator(cluster))
         graph = model.graph
@@ -75,7 +75,7 @@ class Library:
             SearchError: there are none.
         """
         local = max(1, self.model.batch // (micro * recipe.size("data")))
-        key = (number, self._kind(recipe, mesh), 1 << (local.bit_length() - 1))
+        key = (number, self._kind(recipe, mesh), local.bit_length() // 2)
         found = self._solved.get(key)
         if found is None:
             self.solves += 1
@@ -110,8 +110,15 @@ class Library:
         rent = 0.0
         if recipe.style in ("lean", "tokens"):
             rent = self._busy(layer, mesh) / device.memory * 8
+        known: dict[Step, float] = {}
+
+        def price(s: Step) -> float:
+            if s not in known:
+                known[s] = self.simulator.step_s(s, mesh)
+            return known[s]
+
         return Problem(
-            layer, choices, TIME, lambda s: self.simulator.step_s(s, mesh),
+            layer, choices, TIME, price,
             boundary=self.boundary(layer, recipe), memory=held, rent=rent, kept=1.0,
             hidden=0.5,
         )  # fmt: skip
