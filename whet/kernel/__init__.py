@@ -4,6 +4,9 @@ loops, layout, text    the Loop IR: buffers, where they lie, and statements; as 
 lower                  a cluster -> its naive kernel
 affine                 index arithmetic: simplified, bounded
 interpret              what a kernel computes
-schedule, legal        moves over kernels, replayable, each with its check
+schedule, move, legal  moves over kernels, replayable, refused with reasons
+order, mark, inline, place, stage, fold, online, trim       the moves, each with its check
+region, shrink, tidy   what moves share
+chain, core, tile, blocks                                   schedules worked out from the nests
 model, process         what predicts a kernel's time
 """
