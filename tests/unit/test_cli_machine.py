@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.run.test_calibrate import FOUND, HOST
 from whet import cli
-from whet.machine import topology, preset
+from whet.machine import preset, topology
 from whet.run import calibrate
 
 

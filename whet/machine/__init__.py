@@ -9,8 +9,6 @@ Mesh      some devices of a topology, arranged along named axes         mesh.py
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from whet.machine.device import Curve, Device
 from whet.machine.link import Link, Timing
 from whet.machine.mesh import Mesh
@@ -18,15 +16,9 @@ from whet.machine.preset import overridden, presets, read, sweep, topology, writ
 from whet.machine.processor import ISA, Cache, Machine, Rate
 from whet.machine.topology import Level, Node, Topology
 
-Cluster: TypeAlias = Topology  # the names until now
-cluster = topology
-
 __all__ = [
-    "Cluster",
-    "cluster",
     "ISA",
     "Cache",
-    "Topology",
     "Curve",
     "Device",
     "Level",
@@ -36,10 +28,11 @@ __all__ = [
     "Node",
     "Rate",
     "Timing",
-    "topology",
+    "Topology",
     "overridden",
     "presets",
     "read",
     "sweep",
+    "topology",
     "write",
 ]
