@@ -113,11 +113,15 @@ def run_alone(
                 )
                 main.append("    fclose(f);")
             size = -(-max(made[n].scratch, 64) // 64) * 64
-            main.append(f"    {n}(a, aligned_alloc(64, {size}));")
+            main.append(f"    void *scratch = aligned_alloc(64, {size});")
+            main.append(f"    {n}(a, scratch); free(scratch);")
             for j, b in enumerate(k.outputs, len(k.inputs)):
                 size = memory(b, None).nbytes
                 main.append(f'    f = fopen("{place}/{n}.{b.name}", "wb");')
                 main.append(f"    fwrite(a[{j}], 1, {size}, f); fclose(f);")
+            main.append(
+                f"    for (int j = 0; j < {len(k.inputs) + len(k.outputs)}; j++) free(a[j]);"
+            )
             main.append("  }")
         heads = "".join(f"void {n}(void *const *args, void *scratch);\n" for n in kernels)
         (place / "main.c").write_text(heads + "\n".join([*main, "  return 0;", "}", ""]))

@@ -10,7 +10,16 @@ import torch
 
 from tests.property.test_schedule import clusters, data, scheduled
 from tests.unit.backend.compiled import (
-    AVX512, NEON, Array, called, memory, missing, native, places, run, run_alone,
+    AVX512,
+    NEON,
+    Array,
+    called,
+    memory,
+    missing,
+    native,
+    places,
+    run,
+    run_alone,
 )  # fmt: skip
 from tests.unit.ir.cases import case, every
 from whet.backend.build import compile_kernels
@@ -248,7 +257,7 @@ def test_on_another_processor():
 @pytest.mark.full
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.isa)
 def test_under_the_address_sanitizer(target):
-    cases = written() | random_kernels(56, 31)
+    cases = written() | random_kernels(28, 31)
     agree(cases, run_alone(cases, target, "-O1", "-g", "-fsanitize=address,undefined",
                            "-fno-sanitize-recover=undefined"))  # fmt: skip
 
