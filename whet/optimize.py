@@ -5,6 +5,7 @@
     kernels   the library kernel of each cluster, by measured time        whet.run.choice
     engines   library calls from Python, or one compiled region           whet.run.engine
     native    or one C program: kernels, library calls, planned memory    whet.run.native
+    generate  or the same, groups of operators in tuned kernels           whet.run.fusing, .tuned
     measure   everything against the original, in turns; errors against float64
     program   the fastest that is right, or the original                  whet.run.module
 
@@ -38,6 +39,7 @@ from whet.run import recall
 from whet.run.calling import Runner
 from whet.run.choice import Chooser
 from whet.run.engine import region
+from whet.run.fusing import fused
 from whet.run.measure import Timing, choose, interleaved
 from whet.run.module import Found, Optimized
 from whet.run.native import native
@@ -47,11 +49,12 @@ from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
 from whet.run.rewriting import RULES, Rewritten, rewritten
 from whet.run.save import region_bytes
+from whet.run.tuned import Tuner
 from whet.run.untouched import untouched
 from whet.search import Budget, StopReason
 from whet.store import Store
 
-SWITCHES = frozenset({"rewrites", "libraries", "regions", "native"})
+SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"})
 """What can be switched off, to see what each is worth."""
 
 MEASURE_S = 6.0
@@ -63,7 +66,9 @@ NOTES = {
     "unmerged": "the same, without rewrites that merge or hoist",
     "native": "one C program: generated kernels and library calls in planned memory",
     "native-unmerged": "the same, without rewrites that merge or hoist",
+    "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
 }
+TUNING_S = 30.0  # seconds that must be left for kernels to be tuned
 
 
 def optimize(
@@ -90,7 +95,7 @@ def optimize(
         strict: raise instead of falling back: on library calls without a record now, and on calls
             that the program is not for later.
         store: where measured choices and finished programs are kept; the user's own by default.
-        disable: any of "rewrites", "libraries", "regions", "native".
+        disable: any of "rewrites", "libraries", "regions", "native", "generated".
         progress: called with a line now and then.
 
     Returns:
@@ -245,6 +250,10 @@ class _Walk:
                     candidates += self._natives("native", graph, captured)
                     for other in others if self._left() > 0.3 * self.budget_s else ():
                         candidates += self._natives("native-unmerged", other, captured)
+            if not self.disable & {"native", "generated"} and self._left() > TUNING_S:
+                with self._phase("generate"):
+                    self.progress("tuning kernels")
+                    candidates += self._natives("generated", graph, captured, self._tuned())
         except KeyboardInterrupt:
             self.report.stop = "Interrupted"
         with self._phase("measure"):
@@ -287,12 +296,21 @@ class _Walk:
         program = Program(lowered, parameters, built.runner().bind, "inductor")
         yield _Candidate(name, program, graph, region_bytes(built))
 
-    def _natives(self, name: str, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
+    def _tuned(self) -> Tuner:
+        """Tunes kernels until little more is left than measuring takes."""
+        budget = Budget(seconds=self._left() - TUNING_S / 2)
+        chooser = replace(self.chooser, region=False)
+        return Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
+
+    def _natives(
+        self, name: str, graph: Rewritten, captured: Captured, tuner: Tuner | None = None
+    ) -> Iterator[_Candidate]:
         """The body as one C program; nothing where that cannot be done, counted."""
         try:
             parameters = self._parameters(graph.graph, captured)
             chooser = replace(self.chooser, region=False)
-            built, lowered = native(graph.graph, chooser, parameters.tensors())
+            groups = fused(graph.graph, tuner).partition if tuner else None
+            built, lowered = native(graph.graph, chooser, parameters.tensors(), groups, tuner)
             program = Program(lowered, parameters, Runner.of(built).bind, "native")
         except (UnsupportedError, InputError) as fault:
             self.chooser.failures[f"native: {fault.got or fault.summary}"] += 1

@@ -1,0 +1,272 @@
+"""Which kernel runs a group of operators: generated ones and the library's, as measured.
+
+    closed graph, layouts → drafts (whet.kernel.space) → compiled, checked, timed → the fastest
+
+A group is decided once for all its occurrences, and for all later programs: what is filed under a
+closed graph, the layouts of its operands and the machine is the schedule (or that the library was
+faster), not code. A draft that does not compile, crashes or computes something else than the
+library is never taken, and counted. Drafts are told apart by the best time each had: what else the
+machine does can only add to it. Whether the program as a whole is faster is measured for itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whet.backend import aten, generated
+from whet.backend.cluster import ANCHORS
+from whet.backend.link import link
+from whet.backend.lowered import example, lower
+from whet.backend.piece import Generated, Packed, Piece, Value, extent
+from whet.backend.transform import transformed
+from whet.errors import WhetError
+from whet.fuse.partition import Cluster
+from whet.ir.graph import Node
+from whet.kernel.draft import turns
+from whet.kernel.loops import Kernel, Loop, walk
+from whet.kernel.schedule import read, show
+from whet.kernel.space import Drafted, drafts
+from whet.machine import Machine
+from whet.machine.target import Target
+from whet.run.choice import Chooser
+from whet.run.measure import interleaved
+from whet.search import Budget
+from whet.store import Store
+
+KIND = "schedule-1"
+LIBRARY = "library"
+BUDGET_S = 0.2  # seconds of timing a cluster's library calls
+CALL_S = 4e-6  # what Python takes for a library call, and a native program does not
+POINTER_S = 1e-6  # what Python takes to call a kernel
+TOLERANCE = 1e-3  # of the largest result; kernels are held to float64 as whole programs
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What runs a group.
+
+    Attributes:
+        schedule: the text of its kernel's schedule, or `LIBRARY`.
+        seconds: of one call; infinite where that is not known.
+        resources: what the kernel takes; see `resources`.
+    """
+
+    schedule: str
+    seconds: float
+    resources: Mapping[str, float]
+
+
+@dataclass
+class Tuner:
+    """Makes the pieces of a partition; see the module's docstring.
+
+    Attributes:
+        store: where decisions are kept.
+        machine: that they hold for.
+        choose: of library kernels, which compete.
+        threads: that kernels may use.
+        budget: when it has run out, what is not on file is left to the library.
+        measured, hits: clusters decided here, and taken from the store.
+        failures: reason to count, of drafts that did not run.
+        seconds: by cluster digest, what each draft took.
+    """
+
+    store: Store
+    machine: Machine
+    choose: Chooser
+    threads: int
+    budget: Budget = field(default_factory=Budget)
+    measured: int = 0
+    hits: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    decided: dict[str, Decision] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.target = Target.of(self.machine, self.threads)
+
+    def __call__(
+        self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
+    ) -> Piece | None:
+        """The group's generated kernel, or None where the library is faster or nothing runs."""
+        found = self.decision(closed, operands, results)
+        if found.schedule == LIBRARY:
+            return None
+        try:
+            return generated.piece(closed, operands, results, read(found.schedule), self.target)
+        except WhetError as fault:
+            self.failures[f"{fault.summary}: {fault.got}"] += 1
+            return None
+
+    def decision(
+        self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
+    ) -> Decision:
+        """What was decided for a group: measured now, unless it is known."""
+        place = self._place(closed, operands, results)
+        if place not in self.decided:
+            found = self._recall(place)
+            if found is None and self.budget.stop() is not None:
+                return Decision(LIBRARY, math.inf, {})
+            self.decided[place] = found or self._measure(place, closed, operands, results)
+        return self.decided[place]
+
+    def _place(
+        self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
+    ) -> str:
+        lie = [v.strides if isinstance(v, Value) else v.how for v in (*operands, *results)]
+        text = f"{closed.digest}|{lie}|{self.machine.fingerprint()}|{self.threads}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _recall(self, place: str) -> Decision | None:
+        row = self.store.get(KIND, place)
+        if not isinstance(row, dict) or not isinstance(row.get("schedule"), str):
+            return None
+        self.hits += 1
+        return Decision(row["schedule"], float(row["best"]), dict(row["resources"]))
+
+    # -- measuring ---------------------------------------------------------------------------------
+    def _measure(
+        self,
+        place: str,
+        closed: Cluster,
+        operands: Sequence[Value | Packed],
+        results: Sequence[Value],
+    ) -> Decision:
+        self.measured += 1
+        pieces: dict[str, tuple[Drafted, Piece]] = {}
+        try:
+            naively = generated.naive(closed, operands, results)
+            for d in drafts(naively, generated.fixed(naively, operands), self.target):
+                made = generated.piece(closed, operands, results, d.schedule, self.target)
+                pieces[d.name] = d, made
+        except WhetError as fault:
+            self.failures[f"{fault.summary}: {fault.got}"] += 1
+        seconds = self._timed(closed, operands, {n: p for n, (_, p) in pieces.items()})
+        self.seconds[closed.digest] = seconds
+        best = min(seconds, key=seconds.__getitem__, default=LIBRARY)
+        generates = best in pieces
+        found = Decision(
+            show(pieces[best][0].schedule) if generates else LIBRARY,
+            seconds.get(best, math.inf),
+            resources(pieces[best][0].kernel) if generates else {},
+        )
+        self.store.put(KIND, place, {
+            "schedule": found.schedule, "best": found.seconds, "resources": dict(found.resources),
+            "draft": best, "seconds": seconds,
+            "cluster": "+".join(n.op for n in closed.graph.nodes if not n.is_leaf),
+        })  # fmt: skip
+        return found
+
+    def _timed(
+        self, closed: Cluster, operands: Sequence[Value | Packed], pieces: Mapping[str, Piece]
+    ) -> dict[str, float]:
+        """Seconds of every draft that is right, and of the library where it competes."""
+        values = _example(closed, operands)
+        competes = any(n.op in ANCHORS for n in closed.graph.nodes)
+        call, steps = self._library(closed, values)
+        want = call()
+        found: dict[str, float] = {}
+        if competes or not pieces:
+            t = interleaved({LIBRARY: call}, budget_s=BUDGET_S, min_rounds=5)[LIBRARY].best_s
+            found[LIBRARY] = max(0.2 * t, t - CALL_S * steps)
+        calls: dict[str, Callable[[], object]] = {}
+        with tempfile.TemporaryDirectory(prefix="whet-tune-") as folder:
+            library = Path(folder) / "drafts.so"
+            units = (p.call for p in pieces.values() if isinstance(p.call, Generated))
+            library.write_bytes(link({u.symbol: u.text for u in units}))
+            code = ctypes.CDLL(str(library))
+            for name, p in pieces.items():
+                trial = _Trial(code, closed, p, values)
+                trial()
+                if trial.wrong(want) is None:
+                    calls[name] = trial
+                else:
+                    self.failures[f"wrong: {name}"] += 1
+            timings = interleaved(calls, budget_s=BUDGET_S * len(calls), min_rounds=5)
+        return found | {n: max(0.0, t.best_s - POINTER_S) for n, t in timings.items()}
+
+    def _library(
+        self, closed: Cluster, values: Mapping[Node, Tensor]
+    ) -> tuple[Callable[[], Sequence[Tensor]], int]:
+        """The cluster as library calls, on operands as they lie; and how many calls it takes."""
+        lowered = lower(closed.graph, self.choose)
+        named = {n.name: values[o] for n, o in zip(_leaves(closed), closed.leaves, strict=True)}
+        derived = lowered.derive(named)
+        inputs = [values[o] for o in closed.leaves[: len(closed.graph.inputs)]]
+        function = lowered.function()
+        return lambda: function(*inputs, *derived), len(lowered.body)
+
+
+class _Trial:
+    """A draft, callable on example operands."""
+
+    def __init__(
+        self, code: ctypes.CDLL, closed: Cluster, p: Piece, values: Mapping[Node, Tensor]
+    ) -> None:
+        call = p.call
+        assert isinstance(call, Generated)
+        self.function = getattr(code, call.symbol)
+        self.function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        self.function.restype = None
+        self.results = [_empty(v) for v in p.results]
+        self.kept = [
+            transformed(values[n], v.how).contiguous() if isinstance(v, Packed) else values[n]
+            for n, v in zip(closed.leaves, p.operands, strict=True)
+        ]
+        tensors = (*self.kept, *self.results)
+        self.args = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+        self.scratch = torch.empty(call.scratch + 64, dtype=torch.uint8)
+        self.place = -(-self.scratch.data_ptr() // 64) * 64
+
+    def __call__(self) -> None:
+        self.function(self.args, self.place)
+
+    def wrong(self, want: Sequence[Tensor]) -> float | None:
+        """How far off it is, where that is too far."""
+        worst = 0.0
+        for got, exact in zip(self.results, want, strict=True):
+            scale = float(exact.double().abs().max()) if exact.numel() else 0.0
+            off = float((got.double() - exact.double()).abs().max()) if exact.numel() else 0.0
+            worst = max(worst, off / max(scale, 1e-30) if math.isfinite(off) else math.inf)
+        return worst if worst > TOLERANCE else None
+
+
+def resources(k: Kernel) -> dict[str, float]:
+    """What a kernel takes: bytes of scratch, and iterations for threads to share."""
+    shared = [turns(s) for s in walk(k.body) if isinstance(s, Loop) and s.kind == "parallel"]
+    return {
+        "scratch": float(sum(b.bytes for b in k.scratch if b.role != "register")),
+        "parallel": float(max(shared, default=1)),
+    }
+
+
+def _example(closed: Cluster, operands: Sequence[Value | Packed]) -> dict[Node, Tensor]:
+    """Tensors of the leaves' types, as they lie."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for n, v in zip(closed.leaves, operands, strict=True):
+        value = example(n, generator)
+        if isinstance(v, Value):
+            value = _empty(v).copy_(value)
+        found[n] = value
+    return found
+
+
+def _empty(v: Value) -> Tensor:
+    room = torch.empty(extent(v.shape, v.strides) + 16, dtype=aten.torch_dtype(v.node.dtype))
+    start = (-room.data_ptr() % 64) // room.element_size()
+    return room.as_strided(v.shape, v.strides, start)
+
+
+def _leaves(closed: Cluster) -> tuple[Node, ...]:
+    return (*closed.graph.inputs, *closed.graph.parameters)
