@@ -34,7 +34,7 @@ from whet.ir.graph import Graph
 from whet.ir.interp import evaluate
 from whet.machine import Machine
 from whet.plan import Plan
-from whet.rewrite.certificate import Step
+from whet.rewrite import certificate
 from whet.run import recall
 from whet.run.calling import Runner
 from whet.run.choice import Chooser
@@ -374,7 +374,7 @@ class _Walk:
         for name in ("stages", "rewrites", "kernels", "engine", "stop"):
             setattr(self.report, name, getattr(before, name))
         self.recalls += 1
-        steps = tuple(map(Step.parse, found.plan.rewrites))
+        steps = tuple(map(certificate.parse, found.plan.rewrites))
         state = Rewritten(found.graph, steps, tuple(before.rewrites), before.stop)
         return _Candidate("recalled", found.program, state, found.region)
 

@@ -48,10 +48,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         compare(args.model, plan)
         rows.append(["model", f"{args.model} has the saved source graph"])
     console.progress(f"proving {table.counted(len(plan.rewrites), 'step')}")
-    from whet.rewrite.certificate import Step, verify_certificate
+    from whet.rewrite.certificate import parse, verify_certificate
     from whet.rewrite.prove import Prover
 
-    steps = [Step.parse(line) for line in plan.rewrites]
+    steps = [parse(line) for line in plan.rewrites]
     prover = Prover()
     reached = verify_certificate(source, steps, prover)
     if reached.digest != result.digest:

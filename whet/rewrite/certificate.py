@@ -1,8 +1,10 @@
 """The certificate: what was rewritten, so that anyone can do it again and believe only the prover.
 
-    certificate := step *                          one line of JSON each
+    certificate := (step | derivation) *           one line of JSON each
     step        := before, after, place +          applied at once
-    place       := conjecture, form, tensors, scope, roots, literals, flipped     nodes by digest
+    derivation  := see whet.rewrite.derivation     what equality saturation found
+    place       := conjecture, form, tensors, scope, roots, literals, flipped, backward, guard
+                                                   nodes by digest
 
 `verify_certificate` needs the original graph and nothing that the optimizer found out: each
 statement is parsed and proven again, each left side built from the bindings and compared with what
@@ -11,14 +13,17 @@ stands in the graph, each result compared with the digest that was written down.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from whet.errors import WhetError
 from whet.ir.graph import Graph, Node
+from whet.ir.types import DType
 from whet.rewrite.conjecture import Conjecture, Form, Statement
+from whet.rewrite.formula import names
 from whet.rewrite.match import Match, apply_matches
 from whet.rewrite.prove import Prover
 from whet.rewrite.rule import Rule
@@ -74,20 +79,7 @@ class Step:
 
     def __str__(self) -> str:
         """One line of JSON; `Step.parse` reads it. Each statement is written once."""
-        statements: dict[str, tuple[Statement, str]] = {}
-        for p in self.places:
-            statements.setdefault(p.statement.text, (p.statement, p.proof))
-        number = {text: k for k, text in enumerate(statements)}
-        rows = [
-            {
-                "conjecture": s.conjecture.text,
-                "form": [s.form.width, s.form.ranks, s.form.values, s.form.absent, s.form.ones],
-                "proof": proof,
-            }
-            for s, proof in statements.values()
-        ]
-        places = [{"statement": number[p.statement.text], **p.bindings} for p in self.places]
-        data = {"before": self.before, "after": self.after, "statements": rows, "places": places}
+        data = {"before": self.before, "after": self.after, **written(self.places)}
         return json.dumps(data, ensure_ascii=False)
 
     @staticmethod
@@ -95,31 +87,70 @@ class Step:
         """Read what `str` wrote. Raises `CertificateError` for anything else."""
         try:
             data = json.loads(line)
-            statements = []
-            for row in data["statements"]:
-                width, ranks, values, absent, ones = map(_tuples, row["form"])
-                form = Form(width, ranks, values, absent, ones)
-                statements.append((Statement(Conjecture(row["conjecture"]), form), row["proof"]))
-            places = []
-            for row in data["places"]:
-                statement, proof = statements[row["statement"]]
-                bindings = {k: v for k, v in row.items() if k != "statement"}
-                places.append(Place(statement, proof, bindings))
-            return Step(data["before"], data["after"], tuple(places))
+            return Step(data["before"], data["after"], read(data))
         except (ValueError, TypeError, KeyError, IndexError, WhetError) as fault:
             raise CertificateError(
                 "not a step of a certificate", got=line[:80], expected=fault
             ) from None
 
+    def applied(self, graph: Graph, prover: Prover) -> Graph:
+        """The graph after this step, its statements proven."""
+        nodes = {n.digest: n for n in graph.nodes}
+        group = [matched(proven(p, prover), p.bindings, nodes) for p in self.places]
+        return apply_matches(graph, group)
+
+
+class Line(Protocol):
+    """What a certificate consists of."""
+
+    @property
+    def before(self) -> str:
+        """Digest of the graph that it starts from."""
+        ...
+
+    @property
+    def after(self) -> str:
+        """Digest of the graph that it leads to."""
+        ...
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The proven statements that it applies."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Names of the rules."""
+        ...
+
+    def applied(self, graph: Graph, prover: Prover) -> Graph:
+        """The graph after this line, everything in it proven."""
+        ...
+
+
+def parse(line: str) -> Line:
+    """Read a line of a certificate, of either kind. Raises `CertificateError`."""
+    from whet.rewrite.derivation import Derivation
+
+    return Derivation.parse(line) if '"region"' in line else Step.parse(line)
+
+
+def proven(place: Place, prover: Prover) -> Rule:
+    """The rule that a place applies. Raises `CertificateError` where it is not proven."""
+    verdict = prover.prove(place.statement)
+    if not isinstance(verdict, Rule):
+        raise CertificateError("a step is not proven", got=verdict)
+    return verdict
+
 
 def step_of(before: Graph, group: Sequence[Match], after: Graph) -> Step:
     """The step that leads from `before` to `after` by a group of matches."""
-    places = tuple(Place(m.rule.statement, str(m.rule.proof), _place(m)) for m in group)
+    places = tuple(Place(m.rule.statement, str(m.rule.proof), place_of(m)) for m in group)
     return Step(before.digest, after.digest, places)
 
 
 def verify_certificate(
-    graph: Graph, lines: Iterable[str | Step], prover: Prover | None = None
+    graph: Graph, lines: Iterable[str | Line], prover: Prover | None = None
 ) -> Graph:
     """The graph that a certificate leads to, each step proven and applied again.
 
@@ -133,23 +164,16 @@ def verify_certificate(
     """
     prover = prover or Prover()
     for number, line in enumerate(lines, 1):
-        step = line if isinstance(line, Step) else Step.parse(line)
+        step = parse(line) if isinstance(line, str) else line
         where = f"step {number}: {step.name}"
         if graph.digest != step.before:
             raise CertificateError(
                 "a step starts from another graph",
                 expected=step.before, got=graph.digest, where=where,
             )  # fmt: skip
-        nodes = {n.digest: n for n in graph.nodes}
-        group = []
         try:
-            for place in step.places:
-                verdict = prover.prove(place.statement)
-                if not isinstance(verdict, Rule):
-                    raise CertificateError("a step is not proven", got=verdict, where=where)
-                group.append(_matched(verdict, place.bindings, nodes))
-            graph = apply_matches(graph, group)
-        except (KeyError, IndexError, TypeError) as fault:
+            graph = step.applied(graph, prover)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as fault:
             raise CertificateError("a step's bindings are not in the graph", got=fault,
                                    where=where) from None  # fmt: skip
         except CertificateError:
@@ -163,27 +187,85 @@ def verify_certificate(
     return graph
 
 
-def _place(m: Match) -> Mapping[str, Any]:
-    order = {p: k for k, p in reversed(list(enumerate(walk(m.rule.statement.sides.left))))}
+def written(places: Sequence[Place]) -> dict[str, Any]:
+    """Places as plain data, each statement once; `read` takes it back."""
+    statements: dict[str, tuple[Statement, str]] = {}
+    for p in places:
+        statements.setdefault(p.statement.text, (p.statement, p.proof))
+    number = {text: k for k, text in enumerate(statements)}
+    rows = [
+        {
+            "conjecture": s.conjecture.text,
+            "form": [s.form.width, s.form.ranks, s.form.values, s.form.absent, s.form.ones],
+            "proof": proof,
+        }
+        for s, proof in statements.values()
+    ]
+    listed = [{"statement": number[p.statement.text], **p.bindings} for p in places]
+    return {"statements": rows, "places": listed}
+
+
+def read(data: Mapping[str, Any]) -> tuple[Place, ...]:
+    """The places that `written` wrote."""
+    statements = []
+    for row in data["statements"]:
+        width, ranks, values, absent, ones = map(_tuples, row["form"])
+        conjecture = Conjecture(row["conjecture"])
+        if bool(width) != bool(conjecture.width_name):
+            raise CertificateError("a width for what has none", got=width, where=conjecture)
+        form = Form(width, ranks, values, absent, ones)
+        statements.append((Statement(conjecture, form), row["proof"]))
+    places = []
+    for row in data["places"]:
+        statement, proof = statements[row["statement"]]
+        bindings = {k: v for k, v in row.items() if k != "statement"}
+        places.append(Place(statement, proof, bindings))
+    return tuple(places)
+
+
+def place_of(m: Match) -> Mapping[str, Any]:
+    """What a match binds, as plain data; `matched` reads it."""
+    order = {p: k for k, p in reversed(list(enumerate(walk(m.patterns))))}
     return {
         "roots": [n.digest for n in m.roots],
         "tensors": {k: n.digest if n is not None else None for k, n in m.tensors.items()},
         "scope": dict(m.scope),
         "own": {str(order[p]): n.digest for p, n in m.own.items()},
         "flipped": sorted(order[p] for p in m.flipped),
+        "backward": m.backward,
+        "guard": guard_of(m),
     }
 
 
-def _matched(rule: Rule, place: Mapping[str, Any], nodes: Mapping[str, Node]) -> Match:
-    order: list[Pattern] = list(walk(rule.statement.sides.left))
-    return Match(
+def guard_of(m: Match) -> str:
+    """The condition of a match's rule, with the numbers that it holds for here."""
+    test = m.rule.statement.conjecture.condition
+    if test is None:
+        return ""
+    known = {n: m.scope[n] for n in sorted(names(test)) if n in m.scope}
+    return f"{ast.unparse(test)} [{', '.join(f'{n} = {v!r}' for n, v in known.items())}]"
+
+
+def matched(rule: Rule, place: Mapping[str, Any], nodes: Mapping[str, Node]) -> Match:
+    """The match that a place's bindings make, over nodes by digest."""
+    backward = place["backward"] is True
+    sides = rule.statement.sides
+    order: list[Pattern] = list(walk(sides.right if backward else sides.left))
+    match = Match(
         rule,
         {k: nodes[d] if d is not None else None for k, d in place["tensors"].items()},
         {k: _tuples(v) for k, v in place["scope"].items()},
         tuple(nodes[d] for d in place["roots"]),
         {order[int(k)]: nodes[d] for k, d in place["own"].items()},
         frozenset(order[k] for k in place["flipped"]),
+        backward,
+        DType[place["element"]] if "element" in place else None,
     )
+    if guard_of(match) != place["guard"]:
+        raise CertificateError(
+            "another guard than the rule's", expected=guard_of(match), got=place["guard"]
+        )
+    return match
 
 
 def _tuples(value: Any) -> Any:

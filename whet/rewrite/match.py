@@ -31,6 +31,7 @@ class Match:
         roots: the nodes that the left side's outputs are.
         own: the literals' own nodes.
         flipped: commutative applications whose operands stand the other way round.
+        element: element type of literals, where it is not that of the first root.
         backward: found is the right side of the statement, and its left side is to be put there.
     """
 
@@ -41,6 +42,7 @@ class Match:
     own: Mapping[Pattern, Node] = field(default_factory=dict)
     flipped: frozenset[Pattern] = frozenset()
     backward: bool = False
+    element: DType | None = None
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -63,7 +65,7 @@ class Match:
     @property
     def dtype(self) -> DType:
         """Element type of literals."""
-        return self.roots[0].dtype
+        return self.element or self.roots[0].dtype
 
     def fault(self) -> str | None:
         """Why this is no match, or None."""
@@ -147,11 +149,12 @@ def apply_matches(graph: Graph, group: Sequence[Match]) -> Graph:
         if fault is not None:
             raise GraphError(f"cannot apply {m}", got=fault, where=m.rule.statement.text)
         mapping.update((a, b) for a, b in zip(m.roots, m.right, strict=True) if a is not b)
-    return _replaced(graph, mapping)
+    return replaced(graph, mapping)[0]
 
 
-def _replaced(graph: Graph, mapping: Mapping[Node, Node]) -> Graph:
-    """Every root replaced, also where another root's replacement reads it."""
+def replaced(graph: Graph, mapping: Mapping[Node, Node]) -> tuple[Graph, Mapping[Node, Node]]:
+    """Every root replaced, also where another root's replacement reads it; what each node of the
+    graph that is still needed has become."""
     new: dict[Node, Node] = {}
     order = _order(graph, mapping)
     for node in order:
@@ -169,13 +172,14 @@ def _replaced(graph: Graph, mapping: Mapping[Node, Node]) -> Graph:
                 if n not in where and not n.is_leaf:
                     where[n] = line
                     stack += n.operands
-    return Graph(
+    after = Graph(
         graph.inputs,
         tuple(new[o] for o in graph.outputs),
         tuple((a, new[b]) for a, b in graph.updates),
         graph.constants,
         where,
     )
+    return after, new
 
 
 def _order(graph: Graph, mapping: Mapping[Node, Node]) -> list[Node]:

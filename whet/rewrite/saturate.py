@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from whet.errors import WhetError
 from whet.ir.graph import Node, topological
@@ -122,8 +122,13 @@ class Saturation:
     def apply(self, match: Match, way: Way | None = None) -> bool:
         """State the equation that a match is; whether it was news.
 
-        Matches from elsewhere (another search over the same graph) are as good as found ones.
+        Matches from elsewhere (another search over the same graph) are as good as found ones; they
+        are bound to the representatives of what they bind.
         """
+        if way is None:
+            bound = {k: None if n is None else self.classes.add(n)
+                     for k, n in match.tensors.items()}  # fmt: skip
+            match = replace(match, tensors=bound)
         try:
             left, right = match.left, match.right
             reason = match.unfounded()
@@ -171,7 +176,8 @@ class Saturation:
             if number in kept:
                 continue
             kept.add(number)
-            bound = self.equations[number].tensors.values()
+            match = self.equations[number]
+            bound = (*match.tensors.values(), *match.own.values())
             todo.extend(self._born[n] for n in bound if n is not None and n in self._born)
         return [self.equations[k] for k in sorted(kept)]
 

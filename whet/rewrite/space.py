@@ -94,6 +94,14 @@ class RewriteSpace:
         """What the caller's price says of each graph."""
         return [Scored(c.after, self.price(c.after)) for c in cs]
 
+    def applied(self, graph: Graph) -> list[Match]:
+        """The matches that lead from the start to a graph that was proposed, in order."""
+        groups: list[tuple[Match, ...]] = []
+        while graph != self.graph:
+            graph, move = self._reached[graph]
+            groups.append(move.matches)
+        return [m for group in reversed(groups) for m in group]
+
     def certificate(self, graph: Graph) -> tuple[Step, ...]:
         """The steps from the start to a graph that was proposed. Raises KeyError for another."""
         moves: list[tuple[Graph, Move, Graph]] = []

@@ -1,12 +1,11 @@
 """Rewriting a captured graph: what is searched, with which rules, and what is kept of it.
 
-Two searches, one after the other, both priced by prediction:
+    solved   every rule at once, region by region: equality saturation, then the cheapest kernels
+    folded   best-first with the rules that leave no doubt: folding into weights, neutral elements,
+             whole operators from their pieces, movement
 
-    folded   rules that leave no doubt: folding into weights, neutral elements, whole operators
-             from their pieces, movement
-    merged   from there on with every rule: merging products that share an operand, hoisting,
-             association. Whether these pay depends on library and shape, so both graphs go on to
-             be compiled and measured.
+Both are priced by prediction. Whether merging products that share an operand, hoisting and
+association pay depends on library and shape, so both graphs go on to be compiled and measured.
 """
 
 from __future__ import annotations
@@ -15,17 +14,18 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
 from whet.ir.graph import Graph
-from whet.rewrite.certificate import Step
+from whet.rewrite.certificate import Line
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.prove import Prover
+from whet.rewrite.solve import solve
 from whet.rewrite.space import RewriteSpace
-from whet.run.pricing import predicted
+from whet.run.pricing import predicted, pricing
 from whet.run.record import Rewrite
 from whet.search import Budget, Greedy, Journal, StopReason, search
 from whet.store import Store
 
-RULES = tuple(c.text for c in CONJECTURES.values())
+RULES = ("saturation", *(c.text for c in CONJECTURES.values()))
 """Texts of all rules: what a search depends on."""
 
 _DOUBTFUL = ("merge", "hoist", "associate", "compose", "distribute", "add linears")
@@ -46,7 +46,7 @@ class Rewritten:
     """
 
     graph: Graph
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Line, ...] = ()
     rows: tuple[Rewrite, ...] = ()
     stop: str = ""
     journals: tuple[str, ...] = ()
@@ -88,8 +88,20 @@ def rewritten(graph: Graph, store: Store, budget: Budget) -> list[Rewritten]:
     folded = _searched(Rewritten(graph), SURE, prover, budget)
     if folded.stop == str(StopReason.INTERRUPTED):  # who stops one search has not asked for another
         return [folded]
-    merged = _searched(folded, CONJECTURES, prover, budget)
-    return [merged] if merged.graph == folded.graph else [merged, folded]
+    best = _solved(graph, prover, budget)
+    return [best] if best.graph == folded.graph else [best, folded]
+
+
+def _solved(graph: Graph, prover: Prover, budget: Budget) -> Rewritten:
+    solution = solve(graph, CONJECTURES, pricing(graph), prover, budget)
+    stops = {s.stop for s in solution.regions if s.stop is not None}
+    stop = budget.stop() or (StopReason.BUDGET if StopReason.BUDGET in stops else None)
+    rows = [
+        Rewrite(name, where, proof)
+        for s in solution.regions
+        for name, where, proof in s.rows(graph)
+    ]
+    return Rewritten(solution.graph, solution.lines, tuple(rows), str(stop or StopReason.SATURATED))
 
 
 def space_of(

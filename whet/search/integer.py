@@ -85,6 +85,7 @@ def minimize(
     *,
     seconds: float = math.inf,
     start: Collection[int] | None = None,
+    gap: float = 0.0,
 ) -> Solution:
     """Choose columns at the least cost. Deterministic, on one thread, unless the time runs out.
 
@@ -93,6 +94,7 @@ def minimize(
         constraints: the rows.
         seconds: time limit.
         start: a known choice to begin with, such as the present one.
+        gap: enough is a choice whose cost is within this share of the bound.
 
     Raises:
         SearchError: a cost is not finite, a row names a column that is not there, or the solver
@@ -127,7 +129,7 @@ def minimize(
     program.a_matrix_.value_ = value
 
     solver = highspy.Highs()
-    options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_rel_gap": 0.0}
+    options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_rel_gap": gap}
     if math.isfinite(seconds):
         options["time_limit"] = seconds
     for name, option in options.items():
@@ -154,7 +156,7 @@ def minimize(
         return Solution(Status.TIMEOUT, bound=bound)
     total = math.fsum(costs[column] for column in chosen)
     status = Status.OPTIMAL if solved else Status.FEASIBLE
-    return Solution(status, chosen, total, total if solved else bound)
+    return Solution(status, chosen, total, total if solved and not gap else min(bound, total))
 
 
 def _validate(costs: Sequence[float], constraints: Sequence[Constraint]) -> None:
