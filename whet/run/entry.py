@@ -128,11 +128,21 @@ class _Writer:
     lines: list[str] = field(default_factory=list)
 
     def entry(self) -> Entry:
-        given = [s for s in self.plan.storages if s.kind == "given"]
+        given = [s for s in self.plan.storages if s.kind in ("given", "loose")]
+        first: dict[int, list[Storage]] = {}
         last: dict[int, list[Storage]] = {}
         for s in given:
             last.setdefault(s.last, []).append(s)
+            if s.kind == "loose":
+                first.setdefault(s.first, []).append(s)
         for step, piece in enumerate(self.body.pieces):
+            for s in first.get(step, ()):
+                sizes, strides = self._array((s.bytes,)), self._array((1,))
+                self.lines.append(
+                    f"  if (aoti_torch_empty_strided(1, {sizes}, {strides}, 0, 0, -1,"
+                    f" &f->given[{s.index}]) ||"
+                    f" aoti_torch_get_data_ptr(f->given[{s.index}], &g[{s.index}])) goto failed;"
+                )
             self._piece(step, piece)
             for s in last.get(step, ()):
                 self.lines.append(f"  whet_drop(&f->given[{s.index}]);")
@@ -143,7 +153,8 @@ class _Writer:
                 self._out(k, self._constant(Constant(r)), Value(r.node).bytes)
         for s in last.get(len(self.body.pieces), ()):
             self.lines.append(f"  whet_drop(&f->given[{s.index}]);")
-        frame = -(-8 * (1 + len(self.views) + len(given)) // ALIGNMENT) * ALIGNMENT
+        pointers = 1 + max(1, len(self.views)) + max(1, len(given))
+        frame = -(-8 * pointers // ALIGNMENT) * ALIGNMENT
         return Entry(self._text(frame, len(given)), tuple(self.constants), frame + self.plan.arena)
 
     def _text(self, frame: int, given: int) -> str:

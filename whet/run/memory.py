@@ -1,6 +1,6 @@
 """The static memory plan of a native program: where every value lies, in one arena.
 
-    Storage = bytes, first, last, kind      kind: arena | input | output | constant | given
+    Storage = bytes, first, last, kind      kind: arena | input | output | given | loose
     Plan    = for every value (storage, offset within it), for every storage its offset in the arena
 
 Values that are views of one another, and results computed in place, share one storage. A storage
@@ -9,6 +9,11 @@ ranges of the arena, found by several greedy orders of which the lowest peak is 
 dynamic storage allocation is NP-hard; largest first is within a few percent on networks: Pisarchyk
 and Lee, "Efficient memory management for deep neural net inference", 2020). `bound` is what no
 plan can beat: the most bytes that live at one time.
+
+What library calls return lies in memory of its own, "given", besides the arena. Where the one is
+large while the other is not, both together take more than lives at any time; the largest storages
+of the arena are then "loose": allocated at their first use and freed after their last, until the
+peak is within `NEAR` of the bound.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from dataclasses import dataclass
 
 from whet.backend.piece import Body, Generated, Library, Packed, Piece, Value
 
+NEAR = 1.1  # what a plan may take, as a multiple of the least
+SMALL = 64 << 10  # bytes that are not worth an allocation
 ALIGNMENT = 64  # bytes: a cache line, and a vector of the widest machine
 
 
@@ -26,10 +33,11 @@ class Storage:
     """Memory that one or several values share.
 
     Attributes:
-        kind: where it is: in the "arena", an "input", an "output", or "given" by a library call.
+        kind: where it is: in the "arena", an "input", an "output", "given" by a library call, or
+            "loose": a tensor of its own.
         bytes: its size.
         first, last: steps between which it is in use, both included.
-        index: of the input or output; number of the given tensor.
+        index: of the input or output; number of the given or loose tensor.
         offset: in the arena.
     """
 
@@ -51,7 +59,7 @@ class Plan:
         copies: (output, value) for results that are copied out at the end.
         scratch: where the kernels' scratch begins; their largest need, in bytes.
         arena: bytes of the arena, scratch included.
-        given: most bytes that library calls hold at one time.
+        given: most bytes of given and loose tensors at one time.
         bound: the liveness lower bound on what lives in arena and library tensors together.
     """
 
@@ -103,12 +111,22 @@ class _Planning:
         places = {v: self._place(v) for v in self._all()}
         mine = [s for s in self.storages.values() if s.kind == "arena"]
         scratch = _rounded(max((_scratch(p) for p in self.body.pieces), default=0))
-        arena = _allocate(mine)
         others = [s for s in self.storages.values() if s.kind == "given"]
-        bound = _most([*mine, *others], self.end) + scratch
+        bound = _most([*mine, *others], self.end)
+        arena, apart = _allocate(mine), _most(others, self.end)
+        largest = sorted(mine, key=lambda s: s.bytes)
+        while (
+            others and largest and largest[-1].bytes > SMALL
+            and arena + apart + scratch > NEAR * (bound + scratch)
+        ):  # fmt: skip
+            loosened = largest.pop()
+            loosened.kind, loosened.index = "loose", len(others)
+            others.append(loosened)
+            mine.remove(loosened)
+            arena, apart = _allocate(mine), _most(others, self.end)
         return Plan(
             places, tuple(self.storages.values()), tuple(self.copies), scratch, arena + scratch,
-            _most(others, self.end), bound,
+            apart, bound + scratch,
         )  # fmt: skip
 
     def _results(self) -> None:

@@ -40,6 +40,7 @@ from whet.ir.cost import node_cost, traffic
 from whet.ir.graph import Graph, Node
 from whet.run.entry import TYPES, entry
 from whet.run.memory import plan
+from whet.store import Store
 
 FORMAT = 1
 MANIFEST = "native.json"
@@ -98,8 +99,8 @@ class Native:
         inputs, outputs: kinds of tensors, in the graph's order.
         constants: how each derived value is taken, in the order of `Lowered.derived`.
         arena: bytes of working memory for one call.
-        peak, bound: bytes that a call needs at most, what libraries hold among it, and what no
-            memory plan could go below.
+        peak, bound: bytes of values that a call needs at most, what libraries hold among it, and
+            what no memory plan could go below.
         calls: what each call of the body is, in order.
         torch_version, processor: what it was built for, and runs with.
     """
@@ -203,6 +204,7 @@ def native(
     values: Mapping[str, Tensor] | None = None,
     partition: Partition | None = None,
     make: Make | None = None,
+    store: Store | None = None,
 ) -> tuple[Native, Lowered]:
     """A graph as a native program.
 
@@ -211,6 +213,7 @@ def native(
         choose: which library kernel runs a cluster.
         values: parameters and constants as they are now; see `prologue`.
         partition, make: groups that generated kernels run, and what makes these; see `cut`.
+        store: where compiled objects are kept.
 
     Returns:
         The program, and the prologue that derives its constants.
@@ -225,11 +228,11 @@ def native(
         names[cluster.key] = kernel.name
         return kernel
 
-    program = build(cut(graph, noted, partition, make))
+    program = build(cut(graph, noted, partition, make), store)
     return program, prologue(graph, program, names, values)
 
 
-def build(body: Body) -> Native:
+def build(body: Body, store: Store | None = None) -> Native:
     """Pieces as a native program: memory planned, entry written, all linked into one library."""
     planned = plan(body)
     written = entry(body, planned, NAME)
@@ -238,12 +241,12 @@ def build(body: Body) -> Native:
         if isinstance(p.call, Generated):
             units[p.call.symbol] = p.call.text
     return Native(
-        link(units),
+        link(units, store),
         tuple(_kind(v) for v in body.inputs),
         tuple(_kind(v if isinstance(v, Value) else Value(v.node)) for v in body.results),
         tuple(View(c.packed.node.digest, c.packed.how, c.handle, c.shape, c.strides)
               for c in written.constants),
-        written.arena, written.arena - planned.arena + planned.peak, planned.bound,
+        written.arena, planned.peak, planned.bound,
         tuple(map(_made, body.pieces)),
         torch.__version__, this_processor(),
     )  # fmt: skip

@@ -63,6 +63,6 @@ def test_a_page_ranks_calls_and_says_what_holds_them() -> None:
     assert lines[3].split()[:2] == ["onednn", "conv2d+relu"]
     assert lines[3].endswith("FLOPs")
     assert lines[4].startswith("1 others")
-    assert "87% of what the call takes" in text
+    assert "87% of the whole call" in text
     assert found.held == "FLOPs"
     assert found.overhead_s == pytest.approx(9e-6)
