@@ -37,6 +37,7 @@ VERBS: Mapping[str, str] = {
     "run":      "run a saved program on random inputs: its time and its error",
     "profile":  "where a native program spends its time, and what holds each of its calls",
     "rules":    "list, show and verify the rewrites that whet has proven",
+    "parallelize": "find a strategy for a cluster by simulation, and write it as a plan",
     "bench":    "compare with eager, torch.compile, ONNX Runtime and OpenVINO",
     "machine":  "the machines that plans are made for: list, show, measure",
     "zoo":      "list the models that come with whet",

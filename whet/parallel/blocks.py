@@ -346,8 +346,9 @@ def _joined(graph: Graph, row: list[Layer], period: int) -> list[Layer]:
         while [p.digest for p in row[k + times * period : k + (times + 1) * period]] == unit:
             times += 1
         if times >= 2 and len(unit) == period and len(set(unit)) > 1:
-            for t in range(times):
-                found.append(_merged(graph, row[k + t * period : k + (t + 1) * period]))
+            found += [
+                _merged(graph, row[k + t * period : k + (t + 1) * period]) for t in range(times)
+            ]
             k += times * period
         else:
             found.append(row[k])

@@ -3,8 +3,8 @@
     Factors := value → inner sizes of each dim          as far as reshapes and parts tell them apart
     Choice  := what each mesh axis cuts, and the shardings that follow for operands and result
 
-Factors are propagated to a fixed point: what one operator tells apart in a dim, every operator along
-which the dim is passed on can cut as well. Two factorings of a dim that do not refine each other
+Factors are propagated to a fixed point: what one operator tells apart in a dim, every operator
+along which the dim is passed on can cut as well. Two factorings that do not refine each other
 (6 = 2 x 3 = 3 x 2) meet in none: the finer cuts are then left out.
 """
 
@@ -13,14 +13,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from whet.ir import expr as ex
 from whet.ir.expr import Index, Load, Reduce
 from whet.ir.graph import Attrs, Node
 from whet.ir.record import Instance, Slots
-from whet.parallel.cut import Cut, analyse, needed, prepared
+from whet.parallel.cut import Cut, analyse, known, needed, prepared
 from whet.parallel.sharding import WHOLE, Axes, Sharding
 
 
@@ -47,13 +48,13 @@ class Choice:
 
 def instance_of(node: Node) -> Instance:
     """The prepared instance of an operator's node."""
-    shapes = tuple(None if a is None else tuple(map(int, a.shape)) for a in node.args)  # type: ignore[arg-type]
+    shapes = tuple(None if a is None else tuple(map(known, a.shape)) for a in node.args)
     return prepared(node.op, shapes, node.attrs)
 
 
 def cuts_of(node: Node) -> Mapping[str, Cut]:
     """The axes along which an operator can be cut, and how."""
-    shapes = tuple(None if a is None else tuple(map(int, a.shape)) for a in node.args)  # type: ignore[arg-type]
+    shapes = tuple(None if a is None else tuple(map(known, a.shape)) for a in node.args)
     return _cuts(node.op, shapes, node.attrs)
 
 
@@ -104,17 +105,17 @@ class Factors:
         extents = instance_of(n).extents
         for value, slots in self._ties[n]:
             for names, dim in zip(slots.axes, slots.dims, strict=True):
-                known, size = self.dims[value][dim], math.prod(_int(extents[a]) for a in names)
+                marks, size = self.dims[value][dim], math.prod(known(extents[a]) for a in names)
                 inside = 1
-                union = known
+                union = marks
                 for a in reversed(names):
                     union = _joined(union, (inside * i for i in axes[a]), size)
-                    inside *= _int(extents[a])
-                if union != known:
+                    inside *= known(extents[a])
+                if union != marks:
                     self.dims[value][dim], changed = union, True
                 inside = 1
                 for a in reversed(names):
-                    extent = _int(extents[a])
+                    extent = known(extents[a])
                     down = {i // inside for i in union if i % inside == 0 and i < inside * extent}
                     merged = _joined(axes[a], down, extent)
                     if merged != axes[a]:
@@ -124,7 +125,7 @@ class Factors:
 
     def of(self, n: Node, axis: str) -> tuple[tuple[int, int], ...]:
         """The factors (inner, size) of one axis of an operator, the outermost first."""
-        extent = _int(instance_of(n).extents[axis])
+        extent = known(instance_of(n).extents[axis])
         marks = [*sorted(self.axes[n][axis]), extent]
         pairs = [(low, high // low) for low, high in itertools.pairwise(marks)]
         return tuple(p for p in reversed(pairs) if p[1] > 1)
@@ -137,11 +138,6 @@ def _joined(known: frozenset[int], more: Iterable[int], size: int) -> frozenset[
         if i < size and size % i == 0 and all(i % j == 0 or j % i == 0 for j in found):
             found.add(i)
     return frozenset(found)
-
-
-def _int(n: object) -> int:
-    assert isinstance(n, int)
-    return n
 
 
 SUMS = ("+", 0)  # in place of an axis of the operator: every device has its part of a sum
@@ -223,7 +219,7 @@ class Choices:
                     continue
                 inside = 1
                 for a in reversed(names):
-                    extent = _int(instance.extents[a])
+                    extent = known(instance.extents[a])
                     if place[1] % inside == 0 and inside <= place[1] < inside * extent:
                         return a, place[1] // inside
                     inside *= extent
@@ -239,7 +235,7 @@ class Choices:
                 continue
             row: list[tuple[int, int] | None] = [None]
             for dim, marks in enumerate(self.factors.dims.get(node, [])):
-                chain = [*sorted(marks), _int(node.shape[dim])]
+                chain = [*sorted(marks), known(node.shape[dim])]
                 for low, high in itertools.pairwise(chain):
                     if high > low and (high // low) % size == 0:
                         row.append((dim, low))
@@ -256,14 +252,16 @@ class Choices:
         return found
 
     def _extent(self, node: Node, dim: int, inner: int) -> int:
-        chain = [*sorted(self.factors.dims[node][dim]), _int(node.shape[dim])]
+        chain = [*sorted(self.factors.dims[node][dim]), known(node.shape[dim])]
         return chain[chain.index(inner) + 1] // inner if inner in chain[:-1] else 0
 
-    def _fits(self, cuts: Iterable[tuple[object, int, str]], extent: object) -> bool:
+    def _fits(
+        self, cuts: Iterable[tuple[object, int, str]], extent: Callable[[Any, int], int]
+    ) -> bool:
         sizes, used = dict(self.mesh), dict[tuple[object, int], int]()
         for key, inner, axis in cuts:
             used[key, inner] = used.get((key, inner), 1) * sizes[axis]
-        return all(extent(k, i) % n == 0 for (k, i), n in used.items())  # type: ignore[operator]
+        return all(extent(k, i) % n == 0 for (k, i), n in used.items())
 
     def _choice(
         self,
@@ -312,7 +310,7 @@ class Choices:
         inner = []
         for a, _, m in taken:
             for let, how in cuts[a].inner:
-                n = math.prod(_int(instance.extents[x]) for x in instance.let(let).axes)
+                n = math.prod(known(instance.extents[x]) for x in instance.let(let).axes)
                 others = tuple(k for x, _, k in taken if k != m and x in instance.let(let).axes)
                 inner.append((let, how, m, 4 * n, others))
         chosen = tuple((m, a, i) for a, i, m in taken) + tuple((m, *SUMS) for m, _ in parts)
@@ -329,7 +327,7 @@ def _placed(
         for names, dim in zip(slots.axes, slots.dims, strict=True):
             if axis in names:
                 at = names.index(axis)
-                inside = math.prod(_int(instance.extents[a]) for a in names[at + 1 :])
+                inside = math.prod(known(instance.extents[a]) for a in names[at + 1 :])
                 found.append((dim, inner * inside, mesh))
                 break
         else:
@@ -362,7 +360,7 @@ def samples(
             names = next(g for g, d in zip(slots.axes, slots.dims, strict=True) if d == dim)
             inside = 1
             for a in reversed(names):
-                extent = _int(instance.extents[a])
+                extent = known(instance.extents[a])
                 if inner % inside == 0 and inside <= inner < inside * extent:
                     where = _placed(instance.results[out], [(a, inner // inside, "")], instance)
                     cut = cuts_of(n).get(a)
@@ -376,7 +374,7 @@ def samples(
 
 
 def tails(nodes: Sequence[Node], gradients: Iterable[Node]) -> frozenset[Node]:
-    """Views, and sums of two, through which the parts of a parameter's gradient can be passed on."""
+    """Views, and sums of two, through which parts of a parameter's gradient can be passed."""
     wanted = set(gradients)
     readers: dict[Node, list[Node]] = {}
     for n in nodes:

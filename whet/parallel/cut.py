@@ -2,7 +2,7 @@
 
     Cut := result: "cut" | "partial" | "whole"     what each device makes of the result
            operands                                those of which it gets a part
-           inner                                   values inside that are combined before they are used
+           inner                                   values inside, combined before they are used
            offset | masked                         it needs to know which part it has
 
 `whet.ir.axes` says what can be cut without a word between the parts. Here parts may also talk:
@@ -51,13 +51,19 @@ class Cut:
     once: tuple[str, ...] = ()
 
 
+def known(size: object) -> int:
+    """A size that has to be a number by now."""
+    assert isinstance(size, int)
+    return size
+
+
 class _No(Exception):
     """The axis cannot be cut; says why."""
 
 
 @functools.lru_cache(maxsize=65536)
 def prepared(op: str, shapes: tuple[tuple[int, ...] | None, ...], attrs: Attrs) -> Instance:
-    """An operator's instance with slices and joints of equal parts written with an axis for parts."""
+    """An operator's instance; slices and joints of equal parts have an axis for the parts."""
     return _split(bound(op, shapes, attrs))
 
 
@@ -281,7 +287,7 @@ def _slice(instance: Instance, let: Let, load: Load, dim: int, axis: str, part: 
 
 
 def _joint(instance: Instance, let: Let, axis: str, size: int) -> Instance:
-    """The result's axis becomes (part, position); operands whose extent is `size` read at position."""
+    """The result's axis becomes (part, position); operands of extent `size` read there."""
     whole = instance.extents[axis]
     assert isinstance(whole, int)
     part = axis + "_part"
@@ -298,8 +304,13 @@ def _joint(instance: Instance, let: Let, axis: str, size: int) -> Instance:
             case Call("<" | "<=" | "==", (left, right)):
                 for x, y, flip in ((left, right, False), (right, left, True)):
                     form = ex.affine(x)
-                    if form is not None and form[0] == {axis: 1} and isinstance(y, Num):
-                        bound = y.value - form[1]
+                    if (
+                        form is not None
+                        and form[0] == {axis: 1}
+                        and isinstance(y, Num)
+                        and isinstance(y.value, int)
+                    ):
+                        bound = known(y.value) - known(form[1])
                         if (
                             isinstance(bound, int)
                             and bound % size == 0

@@ -14,6 +14,7 @@ is as good as its best member.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -90,17 +91,12 @@ def families(
         windows, experts: whether the model has what a family is about.
         training: with gradients.
     """
-    total = len(devices)
     for name in FAMILIES:
-        count = 0
         if (name == "weird" and not windows) or (name == "experts" and not experts):
             continue
-        for s in _members(name, batch, devices, node, weights, training=training):
+        members = _members(name, batch, devices, node, weights, training=training)
+        for s in itertools.islice(members, MEMBERS):
             yield name, replace(s, origin=name)
-            count += 1
-            if count == MEMBERS:
-                break
-    assert total == len(devices)
 
 
 def _members(
@@ -150,7 +146,7 @@ def _degrees(name: str, total: int, node: int, blocks: int) -> list[tuple[int, i
 
 
 def _microbatches(samples: int, depth: int) -> list[int]:
-    """Numbers of microbatches of one replica, those that fill a pipeline with little memory first."""
+    """Numbers of microbatches of one replica, those that fill a pipeline best first."""
     found = divisors(samples)
     if depth > 1:
         found = [m for m in found if m >= depth] or found[-1:]

@@ -22,6 +22,7 @@ from whet.errors import SearchError
 from whet.ir.graph import Node
 from whet.parallel.blocks import Layer
 from whet.parallel.choice import Choice, Choices
+from whet.parallel.cut import known
 from whet.parallel.placed import Step
 from whet.parallel.sharding import Axes, Move, Sharding, ShardingError, reshard
 from whet.parallel.work import step, work
@@ -152,11 +153,11 @@ class Problem:
                 lead(n)
             else:
                 owners = list(dict.fromkeys(leader_of[a] for a in fed))
-                big = [a for a in fed if a.type.nbytes >= n.type.nbytes]  # type: ignore[operator]
+                big = [a for a in fed if known(a.type.nbytes) >= known(n.type.nbytes)]
                 if len(owners) > 1 and len({leader_of[a] for a in big}) > 1 and n.type.rank > 1:
                     lead(n)
                 else:
-                    best = max(fed, key=lambda a: int(a.type.nbytes))  # type: ignore[arg-type]
+                    best = max(fed, key=lambda a: known(a.type.nbytes))
                     leader_of[n] = leader_of[best]
                     groups[leader_of[n]].append(n)
         for n in reversed(waiting):
@@ -251,9 +252,9 @@ class Problem:
             s = chosen[n].result
             parts = math.prod(sizes.get(a, 1) for _, _, a in s.cuts)
             if n.op == "parameter" and n in self.layer.gradients:
-                total += self.memory * int(n.type.nbytes) / parts  # type: ignore[arg-type]
+                total += self.memory * known(n.type.nbytes) / parts
             elif n in self._saved and work(n).kind != "view":
-                total += self.kept * int(n.type.nbytes) / s.parts(dict(self.mesh))  # type: ignore[arg-type]
+                total += self.kept * known(n.type.nbytes) / s.parts(dict(self.mesh))
         return total
 
     @property
@@ -319,9 +320,9 @@ class Problem:
                 chosen[n] = min(
                     options,
                     key=lambda c: (
-                        self.move_s(c.result, want, int(n.type.nbytes)),
+                        self.move_s(c.result, want, known(n.type.nbytes)),
                         _apart(c, want),
-                    ),  # type: ignore[arg-type]
+                    ),
                 )
                 ask(n, chosen[n])
                 changed = True
@@ -334,7 +335,7 @@ class Problem:
         total = self.node_s(n, choice)
         for a, want in zip(n.operands, choice.operands, strict=True):
             if want is not None and a in chosen:
-                total += self.move_s(chosen[a].result, want, int(a.type.nbytes))  # type: ignore[arg-type]
+                total += self.move_s(chosen[a].result, want, known(a.type.nbytes))
         return total
 
     def _group_s(self, group: Sequence[Node], chosen: Mapping[Node, Choice]) -> float:
@@ -347,11 +348,11 @@ class Problem:
                     if want is None:
                         continue
                     if a in chosen:
-                        total += self.move_s(chosen[a].result, want, int(a.type.nbytes))  # type: ignore[arg-type]
+                        total += self.move_s(chosen[a].result, want, known(a.type.nbytes))
                     elif a in self.boundary:
-                        total += self.move_s(self.boundary[a], want, int(a.type.nbytes))  # type: ignore[arg-type]
+                        total += self.move_s(self.boundary[a], want, known(a.type.nbytes))
             if n in self.boundary and not n.is_leaf:
-                total += self.move_s(choice.result, self.boundary[n], int(n.type.nbytes))  # type: ignore[arg-type]
+                total += self.move_s(choice.result, self.boundary[n], known(n.type.nbytes))
             for p, g in self._grads_of(n):
                 if p in chosen:
                     total += self._reduce_s(g, choice.result, chosen[p].result)
@@ -362,7 +363,7 @@ class Problem:
 
     def _reduce_s(self, gradient: Node, made: Sharding, at: Sharding) -> float:
         """The gradient brought to where its parameter lies, as far as it is not hidden."""
-        nbytes = int(gradient.type.nbytes)  # type: ignore[arg-type]
+        nbytes = known(gradient.type.nbytes)
         micro = math.prod(n for a, n in self.mesh if a in self.time)
         return self.move_s(made, at, nbytes) * (1 - self.hidden) / micro
 
@@ -379,8 +380,8 @@ class Problem:
             if p in where and g in where and where[p] != where[g]:
                 found.setdefault((where[p], where[g]), []).append((p, g, -1))
         joined: dict[tuple[int, int], list[tuple[Node, Node, int]]] = {}
-        for (a, b), links in found.items():
-            joined.setdefault((min(a, b), max(a, b)), []).extend(links)
+        for (one, two), links in found.items():
+            joined.setdefault((min(one, two), max(one, two)), []).extend(links)
         return joined
 
     def _edge_s(
@@ -400,7 +401,7 @@ class Problem:
             want = reader.operands[k]
             if want is not None and (a, want) not in paid:
                 paid.add((a, want))
-                total += self.move_s(source.result, want, int(a.type.nbytes))  # type: ignore[arg-type]
+                total += self.move_s(source.result, want, known(a.type.nbytes))
         return total
 
 

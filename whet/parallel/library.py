@@ -21,6 +21,7 @@ from whet.machine import Mesh, Topology
 from whet.parallel import expert
 from whet.parallel.blocks import Layer, Model
 from whet.parallel.choice import Choice, Choices, Factors, samples, tails
+from whet.parallel.cut import known
 from whet.parallel.intra import Problem, Solved
 from whet.parallel.lowering import lower
 from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage, Step
@@ -126,7 +127,7 @@ class Library:
     def _busy(self, layer: Layer, mesh: Mesh) -> float:
         """Seconds that a block's parameters would take to be read: what memory is weighed with."""
         device = self.cluster.device(mesh.devices[0])
-        nbytes = sum(int(p.type.nbytes) for p in layer.parameters)  # type: ignore[arg-type]
+        nbytes = sum(known(p.type.nbytes) for p in layer.parameters)
         return max(nbytes, 1 << 20) / device.bandwidth
 
     def choices(self, number: int, recipe: Recipe, micro: int) -> Choices:
@@ -209,7 +210,7 @@ class Library:
     def _output(self, after: Part, micro: int) -> int:
         layer = self.model.layers[self.model.order[after.first]]
         data = after.recipe.size("data")
-        total = sum(int(n.type.nbytes) for n in layer.entering)  # type: ignore[arg-type]
+        total = sum(known(n.type.nbytes) for n in layer.entering)
         return total // (micro * data)
 
     def choices_of(self, part: Part, place: int, micro: int) -> Mapping[Node, Choice]:
@@ -224,10 +225,7 @@ class Library:
 
     def parameters(self) -> int:
         """Bytes of all parameters."""
-        sums = [
-            sum(int(p.type.nbytes) for p in layer.parameters)  # type: ignore[arg-type]
-            for layer in self.model.layers
-        ]
+        sums = [sum(known(p.type.nbytes) for p in layer.parameters) for layer in self.model.layers]
         return sum(sums[n] for n in self.model.order)
 
 

@@ -5,8 +5,9 @@
 Nodes become steps in program order. Between what a node makes and what its reader wants stand the
 collectives of the reshard, once for each wanted sharding. Neighbours that only stream through
 memory are one step, which reads what comes from outside it and writes what is read outside it.
-Gradients of one call share their work. The reduction of a parameter's gradient over the devices that
-hold the same parameter is not a step: it belongs to the stage, which may put it off (`Weights.reduce`).
+Gradients of one call share their work. The reduction of a parameter's gradient over the devices
+that hold the same parameter is no step: it belongs to the stage, which may put it off
+(`Weights.reduce`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from whet.ir.graph import Node
 from whet.parallel.blocks import Layer
 from whet.parallel.choice import Choice
+from whet.parallel.cut import known
 from whet.parallel.placed import Block, Step, Weights
 from whet.parallel.sharding import Axes, Sharding, reshard
 from whet.parallel.work import arithmetic, shared, step, work
@@ -81,8 +83,7 @@ class _Lowering:
         self._memory(ahead, behind)
         weights = self._weights()
         entering = sum(
-            int(a.type.nbytes) // self._at(a).parts(dict(self.mesh))  # type: ignore[arg-type]
-            for a in layer.entering
+            known(a.type.nbytes) // self._at(a).parts(dict(self.mesh)) for a in layer.entering
         )
         return Block(name, tuple(ahead.steps), tuple(behind.steps), weights, entering)
 
@@ -160,11 +161,11 @@ class _Lowering:
 
     def _move(self, to: _List, a: Node, have: Sharding, want: Sharding) -> int:
         """The step behind which a value lies as it is wanted; -1 where nothing has to be done."""
-        known = to.maker.get((a, want))
-        if known is not None:
-            return known
+        already = to.maker.get((a, want))
+        if already is not None:
+            return already
         at = to.maker.get((a, have), -1)
-        nbytes = int(a.type.nbytes)  # type: ignore[arg-type]
+        nbytes = known(a.type.nbytes)
         for move in reshard(have, want, nbytes, self.mesh):
             axes = tuple(x for x in move.axes if x not in self.time)
             if move.kind in ("slice", "drop") or not axes:
@@ -214,10 +215,10 @@ class _Lowering:
             free.setdefault(end, []).append(size)
         for d, part in enumerate((ahead, behind)):
             for k, s in enumerate(part.steps):
-                nodes = part.members.get(k)
-                if nodes is not None and len(nodes) > 1:
-                    s = self._traffic(s, nodes, uses, (d, k), sent, sizes)
-                elif nodes is None and s.is_collective:
+                joined = part.members.get(k)
+                if joined is not None and len(joined) > 1:
+                    s = self._traffic(s, joined, uses, (d, k), sent, sizes)
+                elif joined is None and s.is_collective:
                     got = self._received(s)
                     s = replace(s, alloc=(got,), free=(got,))
                 here = replace(
@@ -263,7 +264,7 @@ class _Lowering:
                     if a not in self.time and at.on(a) is None and sizes[a] > 1
                 )  # fmt: skip
             cut = math.prod(sizes[a] for _, _, a in at.cuts if a not in self.time)
-            elements = math.prod(int(x) for x in p.shape) // cut  # type: ignore[arg-type]
+            elements = math.prod(known(x) for x in p.shape) // cut
             key = (p.dtype.bits // 8, reduce, gradient is not None)
             found[key] = found.get(key, 0) + elements
         return tuple(

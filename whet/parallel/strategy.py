@@ -21,6 +21,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 STYLES = ("free", "lean", "tokens", "weird", "experts")
 
@@ -90,9 +91,9 @@ class Strategy:
     def groups(self) -> int:
         return len(self.parts) // self.chunks
 
-    def everywhere(self, **fields: object) -> Strategy:
+    def everywhere(self, **fields: Any) -> Strategy:
         """The same with some fields of all parts replaced."""
-        return replace(self, parts=tuple(replace(p, **fields) for p in self.parts))  # type: ignore[arg-type]
+        return replace(self, parts=tuple(replace(p, **fields) for p in self.parts))
 
     def __str__(self) -> str:
         kinds = dict.fromkeys(
@@ -110,7 +111,7 @@ def even(
     recipes: Sequence[Recipe],
     *,
     chunks: int = 1,
-    **fields: object,
+    **fields: Any,
 ) -> tuple[Part, ...]:
     """Parts that take about the same time on groups of devices.
 
@@ -123,7 +124,7 @@ def even(
     count = len(groups) * chunks
     cuts = balanced([speeds[k % len(groups)] for k in range(count)])
     return tuple(
-        Part(a, b, groups[k % len(groups)], recipes[k % len(groups)], **fields)  # type: ignore[arg-type]
+        Part(a, b, groups[k % len(groups)], recipes[k % len(groups)], **fields)
         for k, (a, b) in enumerate(itertools.pairwise(cuts))
     )
 
@@ -153,12 +154,13 @@ def balanced(times: Sequence[Sequence[float]]) -> list[int]:
         low = k - 1
         for i in range(k, n - (parts - k) + 1):
             # Where the last part best begins only moves right as i grows.
-            def worst(j: int, i: int = i) -> float:
-                return max(before[j], total[i] - total[j])
-
-            while low + 1 < i and worst(low + 1) <= worst(low):
-                low += 1
-            best[k][i], back[k][i] = worst(low), low
+            worst = max(before[low], total[i] - total[low])
+            while low + 1 < i:
+                further = max(before[low + 1], total[i] - total[low + 1])
+                if further > worst:
+                    break
+                low, worst = low + 1, further
+            best[k][i], back[k][i] = worst, low
     cuts = [n]
     for k in range(parts, 0, -1):
         cuts.append(back[k][cuts[-1]])

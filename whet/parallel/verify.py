@@ -12,8 +12,10 @@ unsharded graph, in float64. Axes in time (microbatches) take part like those of
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from whet.errors import WhetError
 from whet.ir import expr as ex
@@ -21,11 +23,11 @@ from whet.ir.graph import Graph, Node
 from whet.ir.interp import FLOAT64, evaluate_nodes, run_instance
 from whet.ir.record import Instance, Slots
 from whet.parallel.choice import SUMS, Choice, Factors, cuts_of, instance_of, out_of
-from whet.parallel.cut import needed, part_of
+from whet.parallel.cut import known, needed, part_of
 from whet.parallel.sharding import WHOLE, Axes, Move, Sharding, reshard
 
 Rank = tuple[int, ...]
-Value = object  # an array of the interpreter
+Value = Any  # an array of the interpreter
 
 
 class PlanRefused(WhetError):
@@ -37,7 +39,7 @@ def check(
     choices: Mapping[Node, Choice],
     mesh: Axes,
     factors: Factors,
-    feeds: Mapping[str, object],
+    feeds: Mapping[str, Value],
     tolerance: float = 1e-9,
 ) -> float:
     """Compare all results of a sharded graph with those of the unsharded one.
@@ -57,7 +59,7 @@ def check(
     """
     run = _Ranks(graph, choices, mesh, factors)
     wanted = list(dict.fromkeys(graph.results))
-    whole = evaluate_nodes(graph, feeds, FLOAT64, None, wanted)  # type: ignore[arg-type]
+    whole = evaluate_nodes(graph, feeds, FLOAT64, None, wanted)
     parts = run.values(feeds, wanted)
     worst = 0.0
     for n in wanted:
@@ -85,11 +87,13 @@ class _Ranks:
     def __post_init__(self) -> None:
         self.ranks = list(itertools.product(*(range(n) for _, n in self.mesh)))
 
-    def values(self, feeds: Mapping[str, object], wanted: Sequence[Node]) -> dict[Node, dict[Rank, object]]:
-        held: dict[Node, tuple[Sharding, dict[Rank, object]]] = {}
+    def values(
+        self, feeds: Mapping[str, Value], wanted: Sequence[Node]
+    ) -> dict[Node, dict[Rank, Value]]:
+        held: dict[Node, tuple[Sharding, dict[Rank, Value]]] = {}
         for n in self.graph.nodes:
             if n.is_leaf:
-                whole = evaluate_nodes(self.graph, feeds, FLOAT64, None, [n])[n]  # type: ignore[arg-type]
+                whole = evaluate_nodes(self.graph, feeds, FLOAT64, None, [n])[n]
                 at = self.choices[n].result if n in self.choices else WHOLE
                 held[n] = at, {r: self._part(whole, n, at, r) for r in self.ranks}
                 continue
@@ -105,19 +109,19 @@ class _Ranks:
 
     # -- nodes -----------------------------------------------------------------------------------
     def _node(
-        self, n: Node, choice: Choice, operands: Sequence[dict[Rank, object] | None]
-    ) -> dict[Rank, object]:
+        self, n: Node, choice: Choice, operands: Sequence[dict[Rank, Value] | None]
+    ) -> dict[Rank, Value]:
         instance, sizes = instance_of(n), dict(self.mesh)
         out, cuts = out_of(n, instance), cuts_of(n)
         local: dict[str, int] = {}
         for m, a, _ in choice.cuts:
-            if (a, _) != SUMS:
-                local[a] = local.get(a, int(instance.extents[a])) // sizes[m]  # type: ignore[arg-type]
+            if a != SUMS[0]:
+                local[a] = local.get(a, known(instance.extents[a])) // sizes[m]
         made: dict[Rank, Instance] = {}
-        tensors: dict[Rank, dict[str, object]] = {}
+        tensors: dict[Rank, dict[str, Value]] = {}
         for r in self.ranks:
             starts: dict[str, int] = {}
-            for m, a, _ in choice.cuts:
+            for _, a, _ in choice.cuts:
                 if a in cuts and cuts[a].offset:
                     number = self._number(r, [k for k, b, _ in choice.cuts if b == a])
                     starts[a] = number * local[a]
@@ -128,11 +132,13 @@ class _Ranks:
                 if parts is not None
             }
         inner: dict[str, list[tuple[str, str]]] = {}
-        for let, how, axis, _, _ in choice.inner:
-            inner.setdefault(let, []).append((how, axis))
-        known = {r: {k: s for k, s in made[r].operands.items() if k in tensors[r]} for r in self.ranks}
+        for name, how, axis, _, _ in choice.inner:
+            inner.setdefault(name, []).append((how, axis))
+        slots_of = {
+            r: {k: s for k, s in made[r].operands.items() if k in tensors[r]} for r in self.ranks
+        }
         for let in needed(instance, out):
-            results: dict[Rank, object] = {}
+            results: dict[Rank, Value] = {}
             for r in self.ranks:
                 one = made[r].let(let.name)
                 used = {x.tensor for x in ex.loads(one.body)}
@@ -143,11 +149,15 @@ class _Ranks:
                 )  # fmt: skip
                 single = replace(
                     made[r], outs=(let.name,), lets=(one,), results={let.name: slots},
-                    operands={k: s for k, s in known[r].items() if k in used},
+                    operands={k: s for k, s in slots_of[r].items() if k in used},
                 )  # fmt: skip
                 given = {k: tensors[r][k] for k in single.operands}
                 results[r] = run_instance(
-                    single, given, FLOAT64, let.name, n.dtype if last else None  # type: ignore[arg-type]
+                    single,
+                    given,
+                    FLOAT64,
+                    let.name,
+                    n.dtype if last else None,
                 )
                 if last and let.name in used:
                     raise PlanRefused("a result that is read again", where=n)
@@ -156,30 +166,29 @@ class _Ranks:
             for r in self.ranks:
                 tensors[r][let.name] = results[r]
                 one = made[r].let(let.name)
-                known[r][let.name] = Slots(tuple((a,) for a in one.axes), tuple(range(len(one.axes))))
+                slots_of[r][let.name] = Slots(
+                    tuple((a,) for a in one.axes), tuple(range(len(one.axes)))
+                )
         return {r: tensors[r][out] for r in self.ranks}
 
     # -- moves -------------------------------------------------------------------------------------
     def _moved(
-        self, a: Node, have: Sharding, want: Sharding, parts: dict[Rank, object]
-    ) -> dict[Rank, object]:
-        for move in reshard(have, want, int(a.type.nbytes), self.mesh):  # type: ignore[arg-type]
+        self, a: Node, have: Sharding, want: Sharding, parts: dict[Rank, Value]
+    ) -> dict[Rank, Value]:
+        for move in reshard(have, want, known(a.type.nbytes), self.mesh):
             parts = self._move(a, move, parts)
         return parts
 
-    def _move(self, a: Node, move: Move, parts: dict[Rank, object]) -> dict[Rank, object]:
+    def _move(self, a: Node, move: Move, parts: dict[Rank, Value]) -> dict[Rank, Value]:
         if move.kind == "drop":
-            first = {
-                r: all(r[k] == 0 for k, (m, _) in enumerate(self.mesh) if m in move.axes)
-                for r in self.ranks
-            }
-            return {r: x if first[r] else x * 0 for r, x in parts.items()}  # type: ignore[operator]
+            first = {r: self._number(r, move.axes) == 0 for r in self.ranks}
+            return {r: x if first[r] else x * 0 for r, x in parts.items()}
         if move.kind == "all_reduce":
             return self._combined(parts, move.axes, move.combine)
         source = move.source
         if move.kind == "reduce_scatter":
             parts = self._combined(parts, move.axes, move.combine)
-        found: dict[Rank, object] = {}
+        found: dict[Rank, Value] = {}
         for r in self.ranks:
             members = [r] if move.kind in ("slice", "reduce_scatter") else self._group(r, move.axes)
             found[r] = self._assembled(a, source, move.target, members, r, parts)
@@ -187,19 +196,19 @@ class _Ranks:
 
     def _assembled(
         self, a: Node, source: Sharding, target: Sharding, members: Sequence[Rank], r: Rank,
-        parts: Mapping[Rank, object],
-    ) -> object:  # fmt: skip
+        parts: Mapping[Rank, Value],
+    ) -> Value:  # fmt: skip
         """A rank's part of the target from what some ranks have of the source."""
-        index = self._index(a)
         sample = parts[r]
-        flat = sample.new_zeros(index.numel())  # type: ignore[attr-defined]
-        known = index.new_zeros(index.numel())
+        index = self._index(a, sample)
+        flat = sample.new_zeros(index.numel())
+        there = index.new_zeros(index.numel())
         for m in members:
             at = self._part(index, a, source, m).reshape(-1)
-            flat[at] = parts[m].reshape(-1)  # type: ignore[attr-defined]
-            known[at] = 1
+            flat[at] = parts[m].reshape(-1)
+            there[at] = 1
         mine = self._part(index, a, target, r)
-        if not bool(known[mine.reshape(-1)].all()):
+        if not bool(there[mine.reshape(-1)].all()):
             raise PlanRefused(
                 "a move asks for what no member of its group has",
                 expected=target, got=source, where=a,
@@ -207,9 +216,9 @@ class _Ranks:
         return flat[mine.reshape(-1)].reshape(mine.shape)
 
     def _combined(
-        self, parts: Mapping[Rank, object], axes: Sequence[str], how: str
-    ) -> dict[Rank, object]:
-        found: dict[Rank, object] = {}
+        self, parts: Mapping[Rank, Value], axes: Sequence[str], how: str
+    ) -> dict[Rank, Value]:
+        found: dict[Rank, Value] = {}
         for r in self.ranks:
             group = self._group(r, axes)
             total = parts[group[0]]
@@ -217,13 +226,13 @@ class _Ranks:
                 x = parts[m]
                 match how:
                     case "sum":
-                        total = total + x  # type: ignore[operator]
+                        total = total + x
                     case "max":
-                        total = total.maximum(x)  # type: ignore[attr-defined]
+                        total = total.maximum(x)
                     case "min":
-                        total = total.minimum(x)  # type: ignore[attr-defined]
+                        total = total.minimum(x)
                     case _:
-                        total = total * x  # type: ignore[operator]
+                        total = total * x
             found[r] = total
         return found
 
@@ -242,16 +251,12 @@ class _Ranks:
         return number
 
     # -- parts -------------------------------------------------------------------------------------
-    def _index(self, a: Node):  # type: ignore[no-untyped-def]
+    def _index(self, a: Node, like: Value) -> Value:
         """The numbers 0, 1, … in the shape of a value."""
-        from whet.ir.interp import ring
+        shape = tuple(known(n) for n in a.shape)
+        return like.new_ones(math.prod(shape)).long().cumsum(0).sub(1).reshape(shape)
 
-        count = 1
-        for n in a.shape:
-            count *= int(n)  # type: ignore[arg-type]
-        return ring.torch.arange(count).reshape(tuple(int(n) for n in a.shape))  # type: ignore[arg-type]
-
-    def _part(self, whole, a: Node, at: Sharding, r: Rank):  # type: ignore[no-untyped-def]
+    def _part(self, whole: Value, a: Node, at: Sharding, r: Rank) -> Value:
         """The part of a whole value that a rank holds."""
         sizes = dict(self.mesh)
         t = whole
@@ -259,7 +264,7 @@ class _Ranks:
         for dim, inner, axis in at.cuts:
             by_dim.setdefault(dim, []).append((inner, axis))
         for dim, cuts in by_dim.items():
-            chain = [*sorted(self.factors.dims[a][dim]), int(a.shape[dim])]  # type: ignore[arg-type]
+            chain = [*sorted(self.factors.dims[a][dim]), known(a.shape[dim])]
             rows = [(low, high // low) for low, high in itertools.pairwise(chain) if high > low]
             rows.reverse()
             shape = tuple(t.shape)
@@ -272,7 +277,9 @@ class _Ranks:
                     count *= sizes[axis]
                 if count > 1:
                     if size % count:
-                        raise PlanRefused("a cut does not divide", expected=size, got=count, where=a)
+                        raise PlanRefused(
+                            "a cut does not divide", expected=size, got=count, where=a
+                        )
                     length = size // count
                     t = t.narrow(dim + k, self._number(r, axes) * length, length)
                     size = length

@@ -22,7 +22,7 @@ from whet.ir.graph import Attrs, Node
 from whet.ir.record import Instance, Let
 from whet.ir.types import DType
 from whet.parallel.choice import SUMS, Choice, contracts, instance_of, moves_only, out_of
-from whet.parallel.cut import needed, prepared
+from whet.parallel.cut import known, needed, prepared
 from whet.parallel.placed import Step
 from whet.parallel.sharding import Axes
 
@@ -52,14 +52,14 @@ class Work:
 
 def work(node: Node) -> Work:
     """What a node costs."""
-    if node.is_leaf or node.op in ("item",):
+    if node.is_leaf or node.op == "item":
         return Work("view", 0, (0,) * len(node.operands), 0)
     if node.op == "opaque":
         reads, written = cost.traffic(node)
-        return Work("gather", 0, tuple(map(int, reads)), int(written))  # type: ignore[arg-type]
-    shapes = tuple(None if a is None else tuple(map(int, a.shape)) for a in node.args)  # type: ignore[arg-type]
+        return Work("gather", 0, tuple(map(known, reads)), known(written))
+    shapes = tuple(None if a is None else tuple(map(known, a.shape)) for a in node.args)
     widths = tuple(a.dtype.bits // 8 for a in node.operands)
-    return _work(node.op, shapes, node.attrs, widths, int(node.type.nbytes))  # type: ignore[arg-type]
+    return _work(node.op, shapes, node.attrs, widths, known(node.type.nbytes))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -72,14 +72,14 @@ def _work(
 ) -> Work:
     instance = prepared(op, shapes, attrs)
     out = str(dict(attrs).get("out", instance.outs[0]))
-    extents = {a: int(n) for a, n in instance.extents.items()}  # type: ignore[arg-type]
+    extents = {a: known(n) for a, n in instance.extents.items()}
     if moves_only(instance, out) and _injective(instance, out):
         return Work("view", 0, (0,) * len(widths), 0, extents=extents)
     if not instance.operands:
         return Work("view", 0, (), 0, extents=extents)
-    flops = int(cost.flops(instance, [out]))  # type: ignore[call-overload]
+    flops = known(cost.flops(instance, [out]))
     reads = tuple(
-        int(cost.touched(instance, name, [out])) * width  # type: ignore[call-overload]
+        known(cost.touched(instance, name, [out])) * width
         for name, width in zip(instance.operands, widths, strict=True)
     )
     kind, roles = _kind(instance, out)
@@ -110,7 +110,7 @@ def _kind(instance: Instance, out: str) -> tuple[str, tuple[tuple[str, ...], ...
             tuple(sorted(both)), tuple(sorted(left - right - axes)),
             tuple(sorted(right - left - axes)), tuple(sorted(axes)),
         )  # fmt: skip
-        if not all(math.prod(int(instance.extents[a]) for a in r) > 1 for r in roles[1:]):  # type: ignore[arg-type]
+        if not all(math.prod(known(instance.extents[a]) for a in r) > 1 for r in roles[1:]):
             return "stream", ()  # a product of a row or column reads more than it computes
         if len(products) > 1 and len(lets) > 1:
             return "fused", roles
@@ -160,13 +160,13 @@ def shared(nodes: Sequence[Node]) -> float:
         instance = instance_of(n)
         out = out_of(n, instance)
         outs.append(out)
-        alone += int(cost.flops(instance, [out]))  # type: ignore[call-overload]
+        alone += known(cost.flops(instance, [out]))
         for let in needed(instance, out):
             lets.setdefault((let.name, let.body), let)
     first = instance_of(nodes[0])
     extents = {k: v for n in nodes for k, v in instance_of(n).extents.items()}
     joint = replace(first, lets=tuple(lets.values()), extents=extents)
-    return int(cost.flops(joint, outs)) / max(1, alone)  # type: ignore[call-overload]
+    return known(cost.flops(joint, outs)) / max(1, alone)
 
 
 def arithmetic(node: Node) -> str:
@@ -191,7 +191,7 @@ def step(node: Node, choice: Choice, mesh: Axes, after: tuple[int, ...] = ()) ->
     by_axis: dict[str, int] = {}
     for m, a, _ in cuts:
         by_axis[a] = by_axis.get(a, 1) * sizes[m]
-    dims = ()
+    dims: tuple[int, ...] = ()
     if whole.roles and whole.extents is not None:
         dims = tuple(
             math.prod(whole.extents[a] // by_axis.get(a, 1) for a in axes) for axes in whole.roles
