@@ -20,6 +20,7 @@ from whet.errors import InputError, WhetError
 OTHERS = {
     "fuzz": "bench.fuzz",
     "kernels": "bench.kernels",
+    "overhead": "bench.overhead",
     "parallel": "bench.parallel",
     "rewrites": "bench.rewrites",
     "tuning": "bench.tuning",
