@@ -101,19 +101,22 @@ FN void st_bf16(u16 *p, vf x) { *(vh_ *)p = to_bf16(x); }
 #define MASK(m) __builtin_ia32_ptestmd512(m, m, -1)
 FN vf ld_f32_m(const float *p, vi m) { return __builtin_ia32_loadups512_mask(p, (vf){}, MASK(m)); }
 FN void st_f32_m(float *p, vf x, vi m) { __builtin_ia32_storeups512_mask(p, x, MASK(m)); }
-FN vf vmax(vf a, vf b) { return sel(a != a, a, __builtin_ia32_maxps512_mask(a, b, a, -1, 4)); }
-FN vf vmin(vf a, vf b) { return sel(a != a, a, __builtin_ia32_minps512_mask(a, b, a, -1, 4)); }
+/* Where either is not a number, the second: a bound in front leaves what is not a number alone. */
+FN vf hmax(vf a, vf b) { return __builtin_ia32_maxps512_mask(a, b, a, -1, 4); }
+FN vf hmin(vf a, vf b) { return __builtin_ia32_minps512_mask(a, b, a, -1, 4); }
 #elif defined(__AVX2__) && W == 8
 FN vf ld_f32_m(const float *p, vi m) { return __builtin_ia32_maskloadps256((const vf *)p, m); }
 FN void st_f32_m(float *p, vf x, vi m) { __builtin_ia32_maskstoreps256((vf *)p, m, x); }
-FN vf vmax(vf a, vf b) { return sel(a != a, a, __builtin_ia32_maxps256(a, b)); }
-FN vf vmin(vf a, vf b) { return sel(a != a, a, __builtin_ia32_minps256(a, b)); }
+FN vf hmax(vf a, vf b) { return __builtin_ia32_maxps256(a, b); }
+FN vf hmin(vf a, vf b) { return __builtin_ia32_minps256(a, b); }
 #else
 FN vf ld_f32_m(const float *p, vi m) { vf r = {}; LANES if (m[l]) r[l] = p[l]; return r; }
 FN void st_f32_m(float *p, vf x, vi m) { LANES if (m[l]) p[l] = x[l]; }
-FN vf vmax(vf a, vf b) { return sel((a != a) | (a > b), a, b); }
-FN vf vmin(vf a, vf b) { return sel((a != a) | (a < b), a, b); }
+FN vf hmax(vf a, vf b) { return sel(a > b, a, b); }
+FN vf hmin(vf a, vf b) { return sel(a < b, a, b); }
 #endif
+FN vf vmax(vf a, vf b) { return sel(a != a, a, hmax(a, b)); }
+FN vf vmin(vf a, vf b) { return sel(a != a, a, hmin(a, b)); }
 FN vi vmax_i(vi a, vi b) { return sel_i(a > b, a, b); }
 FN vi vmin_i(vi a, vi b) { return sel_i(a < b, a, b); }
 
@@ -197,13 +200,9 @@ FN vf scaled(vf x, vf n) {
   return x * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
 #endif
 }
-FN vf clamped(vf x, float low, float high) {
-  x = sel(x < low, splat(low), x);
-  return sel(x > high, splat(high), x);
-}
-/* e^x. x = n ln 2 + r with |r| <= ln 2 / 2, e^r = 1 + r + r^2 P(r). */
+FN vf clamped(vf x, float low, float high) { return hmin(splat(high), hmax(splat(low), x)); }
+/* e^x, x from -104 to 89. x = n ln 2 + r with |r| <= ln 2 / 2, e^r = 1 + r + r^2 P(r). */
 FN vf exp_of(vf x) {
-  x = clamped(x, -104, 89);
   vf n = whole(x * 1.44269504f);
   vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
   vf p = r * 1.3951717e-3f + 8.3695984e-3f;
@@ -212,7 +211,7 @@ FN vf exp_of(vf x) {
   p = p * r + 0.5f;
   return scaled(p * (r * r) + r + 1, n);
 }
-OUT vf v_exp(vf x) { return exp_of(x); }
+OUT vf v_exp(vf x) { return exp_of(clamped(x, -104, 89)); }
 OUT vf v_exp2(vf x) {
   x = clamped(x, -151, 129);
   vf n = whole(x);
@@ -284,7 +283,7 @@ OUT vf v_log1p(vf x) {
   return sel(v_abs(x) < 1e-7f, x, log_special(u, r));
 }
 OUT vf v_sigmoid(vf x) {
-  vf e = exp_of(-v_abs(x));
+  vf e = exp_of(hmax(splat(-104), -v_abs(x)));
   return sel(x < 0, e, splat(1)) / (1 + e);
 }
 OUT vf v_tanh(vf x) {
@@ -294,12 +293,13 @@ OUT vf v_tanh(vf x) {
   p = p * s + 0.133314912f;
   p = p * s - 0.333332839f;
   vf small = p * s * a + a;
-  vf large = 1 - 2 / (exp_of(a + a) + 1);
+  vf t = hmin(splat(20), a + a);
+  vf large = 1 - 2 / (exp_of(t) + 1);
   return v_copysign(sel(a < 0.625f, small, large), x);
 }
 /* erf x = x + x S(x^2) near 0; further out 1 - e^(-t - t Q(t)), t = |x|. */
 OUT vf v_erf(vf x) {
-  vf t = clamped(v_abs(x), 0, 4), s = t * t;
+  vf t = hmin(splat(4), v_abs(x)), s = t * t;
   vf p = s * 8.21542372e-5f - 8.10596512e-4f;
   p = p * s + 5.19779717e-3f;
   p = p * s - 2.68581043e-2f;
