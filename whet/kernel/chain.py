@@ -2,6 +2,7 @@
 
     inline    what costs less to compute again than to keep
     join      loops over the same extent, from the outermost in, wherever they may be one
+    invert    divisors that belong to a whole row
     vectorize innermost loops; parallelize the outermost
 
 Norms, soft-maxima and what is done to each element between them become a handful of passes over a
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from whet.ir import expr as ex
 from whet.kernel.draft import Draft, nest, points, turns, weight
+from whet.kernel.hoist import Invert
 from whet.kernel.inline import Inline
 from whet.kernel.loops import Kernel, Loop, Stmt, Store, accesses, leaves, walk
 from whet.kernel.mark import Keep, Parallelize, Vectorize
@@ -19,6 +21,7 @@ from whet.kernel.order import Collapse, Join
 
 LARGE = 400  # parts of an expression beyond which nothing more is put into it
 KEEP = 4  # what keeping a value and reading it again costs, in additions
+MANY = 8  # turns for which one division more is worth it
 SHARED = 1 << 14  # stores and updates from which on threads pay
 
 
@@ -76,6 +79,13 @@ def _joined(d: Draft, body: tuple[Stmt, ...]) -> bool:
     return False
 
 
+def invert(d: Draft) -> None:
+    """Divisions by what belongs to the whole row become products, in innermost loops."""
+    for loop in [s for s in walk(d.kernel.body) if isinstance(s, Loop)]:
+        if _innermost(loop) and loop.kind == "serial" and turns(loop) >= MANY:
+            d.do(Invert(loop.var))
+
+
 def vectorize(d: Draft) -> None:
     """Innermost loops as vectors, as far as that is legal."""
     for loop in [s for s in walk(d.kernel.body) if isinstance(s, Loop)]:
@@ -127,6 +137,7 @@ def chain(kernel: Kernel, threads: int, stack: int = 1 << 16) -> Draft:
     d = Draft(kernel)
     inline(d)
     join(d)
+    invert(d)
     vectorize(d)
     parallelize(d, threads)
     place(d, stack)

@@ -8,6 +8,7 @@ The moves, each a class with its check beside it, a kernel before and a kernel a
     order     split reorder tile collapse join peel
     mark      parallelize vectorize unroll keep layout
     inline    inline
+    hoist     invert
     place     recompute compute_at
     stage     stage
     fold      split_reduction
@@ -22,14 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whet.kernel import fold, inline, mark, online, order, place, stage, trim
+from whet.kernel import fold, hoist, inline, mark, online, order, place, stage, trim
 from whet.kernel.legal import Illegal, Refused
 from whet.kernel.loops import Kernel, check
 from whet.kernel.move import KNOWN, Move, parse
 
 Schedule = tuple[Move, ...]
 __all__ = ["Illegal", "Move", "Schedule", "apply", "attempt", "read", "show"]
-_ROOMS = (order, mark, inline, place, stage, fold, online, trim)
+_ROOMS = (order, mark, inline, hoist, place, stage, fold, online, trim)
 
 
 def attempt(kernel: Kernel, move: Move) -> Kernel | Illegal:
