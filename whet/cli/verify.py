@@ -1,7 +1,8 @@
 """`whet verify PROGRAM`: re-check every rewrite of a saved program, without the optimizer.
 
 The saved source graph is taken, each step of the certificate is proven anew and applied to it, and
-what comes out must be the saved graph. With --model the model is captured once more as well, and
+what comes out must be the saved graph. Then every region that was changed, and the whole program,
+are computed before and after in float64. With --model the model is captured once more as well, and
 its graph must be the saved source.
 """
 
@@ -18,8 +19,11 @@ from whet.errors import WhetError
 from whet.report import table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from whet.ir.graph import Graph
     from whet.plan import Plan
+    from whet.rewrite.certificate import Line
 
 
 class UnverifiedError(WhetError):
@@ -60,6 +64,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             expected=result.digest, got=reached.digest, where=args.program,
             hint="do not trust this program; optimize the model again",
         )  # fmt: skip
+    console.progress("computing both programs in float64")
+    compared = numbers(args.program, source, result, steps)
+    rows += [["compared", text] for text in compared]
     places = Counter[str]()
     for step in steps:
         places[step.name] += len(step.places)
@@ -106,6 +113,36 @@ def read(place: Path) -> tuple[Plan, Graph, Graph]:
                 hint="do not trust this program; optimize the model again",
             )  # fmt: skip
     return plan, graphs["source"], graphs["graph"]
+
+
+def numbers(program: Path, source: Graph, result: Graph, steps: Sequence[Line]) -> list[str]:
+    """Every changed region, and the whole program, before and after, computed in float64.
+
+    Raises:
+        UnverifiedError: they differ.
+    """
+    from whet.rewrite.derivation import Derivation
+    from whet.run import validate
+
+    found: list[str] = []
+    errors = [validate.compare_region(s) for s in steps if isinstance(s, Derivation)]
+    done = [e for e in errors if e is not None]
+    if done:
+        found.append(f"{table.counted(len(done), 'region')}, relative error {max(done):.1e}")
+    whole = validate.compare(source, result, data=validate.parameters(program))
+    if whole is not None:
+        found.append(f"the whole program, relative error {whole:.1e}")
+    left = errors.count(None) + (whole is None)
+    if left:
+        found.append(f"{left} not: too much work in float64")
+    worst = max([*done, *([] if whole is None else [whole])], default=0.0)
+    if not worst <= validate.TOLERANCE:
+        raise UnverifiedError(
+            "the program computes something else than the model", where=program,
+            expected=f"a relative error of {validate.TOLERANCE:.0e} at most", got=f"{worst:.1e}",
+            hint="do not trust this program; please report the rules that it names",
+        )  # fmt: skip
+    return found
 
 
 def compare(model: str, plan: Plan) -> None:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from whet.errors import WhetError
 from whet.ir.graph import Node, topological
+from whet.ir.types import DType
 from whet.rewrite.egraph import EGraph
 from whet.rewrite.ematch import View, Way, found
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
+from whet.rewrite.rule import Floating
 from whet.rewrite.syntax import Apply, Pattern
 from whet.search import Budget, StopReason
 
@@ -134,6 +136,8 @@ class Saturation:
             reason = match.unfounded()
         except (WhetError, ArithmeticError) as fault:
             reason = str(fault.args[0]) if fault.args else "a side cannot be built"
+        if reason is None and is_risky(match):
+            reason = f"{match.rule.proof.floating} in {match.dtype.name}"
         if reason is not None:
             self.refused[reason] += 1
             return False
@@ -180,6 +184,12 @@ class Saturation:
             bound = (*match.tensors.values(), *match.own.values())
             todo.extend(self._born[n] for n in bound if n is not None and n in self._born)
         return [self.equations[k] for k in sorted(kept)]
+
+
+def is_risky(match: Match) -> bool:
+    """Whether a rule that may overflow or cancel would be applied in half precision."""
+    risky = match.rule.proof.floating in (Floating.CANCELLING, Floating.OVERFLOW_RISK)
+    return risky and match.dtype in (DType.f16, DType.bf16)
 
 
 def _depth(way: Way) -> int:

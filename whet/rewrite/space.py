@@ -21,6 +21,7 @@ from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.match import Match, apply_matches
 from whet.rewrite.pattern import matches
 from whet.rewrite.prove import Prover
+from whet.rewrite.saturate import is_risky
 from whet.search import Budget, Candidate, Cost, Refutation, Scored
 
 
@@ -112,7 +113,7 @@ class RewriteSpace:
         return tuple(step_of(b, m.matches, a) for b, m, a in reversed(moves))
 
     def _moves(self, graph: Graph, conjecture: Conjecture) -> Iterator[Move]:
-        found = list(matches(graph, conjecture, self.prover))
+        found = [m for m in matches(graph, conjecture, self.prover) if not is_risky(m)]
         if not found:
             return
         yield Move(tuple(found))

@@ -93,7 +93,7 @@ def rewritten(graph: Graph, store: Store, budget: Budget) -> list[Rewritten]:
 
 
 def _solved(graph: Graph, prover: Prover, budget: Budget) -> Rewritten:
-    solution = solve(graph, CONJECTURES, pricing(graph), prover, budget)
+    solution = solve(graph, searched_with(), pricing(graph), prover, budget)
     stops = {s.stop for s in solution.regions if s.stop is not None}
     stop = budget.stop() or (StopReason.BUDGET if StopReason.BUDGET in stops else None)
     rows = [
@@ -102,6 +102,11 @@ def _solved(graph: Graph, prover: Prover, budget: Budget) -> Rewritten:
         for name, where, proof in s.rows(graph)
     ]
     return Rewritten(solution.graph, solution.lines, tuple(rows), str(stop or StopReason.SATURATED))
+
+
+def searched_with() -> Mapping[str, Conjecture]:
+    """The rules that saturation is run with."""
+    return CONJECTURES
 
 
 def space_of(
