@@ -91,7 +91,7 @@ def page(found: Profile, name: str, top: int) -> str:
         ["whole call", f"{table.duration(found.seconds)} from C, {found.threads} threads"],
         [
             "floor",
-            f"{table.duration(found.floor_s)}, {table.percent(share)} of what the call takes",
+            f"{table.duration(found.floor_s)}, {table.percent(share)} of the whole call",
         ],
         ["held by", f"{found.held}, for the most part"],
         ["besides", f"{table.duration(found.overhead_s)} that no call accounts for"],
