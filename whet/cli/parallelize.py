@@ -7,21 +7,16 @@ inputs, targets, loss) for a batch size. Nothing is allocated for modules on the
 from __future__ import annotations
 
 import argparse
-import importlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from whet.capture import models
-from whet.capture.joint import capture_joint
+from whet.capture.training import captured
 from whet.cli.console import Console
 from whet.cli.options import seconds
 from whet.errors import WhetError
 from whet.machine import sweep, topology
-from whet.parallel import blocks, planfile
+from whet.parallel import planfile
 from whet.parallel.library import Library
 from whet.parallel.placed import Optimizer
 from whet.parallel.search import Found, Search, kind
@@ -84,32 +79,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def optimizer(dtype: str) -> Optimizer:
     """Adam; with a master copy where weights are narrow."""
     return Optimizer(8, 4, 12) if dtype == "float32" else Optimizer(12, 4, 12)
-
-
-def captured(name: str, batch: int, dtype: str) -> blocks.Model:
-    """The step of a model as blocks.
-
-    Raises:
-        WhetError: no such model or dtype, or it does not trace.
-    """
-    kind_ = getattr(torch, dtype, None)
-    if not isinstance(kind_, torch.dtype):
-        raise WhetError("no such dtype", expected="bfloat16, float16 or float32", got=dtype)
-    space, colon, rest = name.partition(":")
-    if not colon:
-        space, rest = "models", name
-    if space == "models":
-        job = models.load(rest, batch, dtype=kind_)
-        given: tuple[Any, ...] = (job.module, job.inputs, job.targets, job.loss)
-    else:
-        try:
-            function = getattr(importlib.import_module(space), rest)
-        except (ImportError, AttributeError) as fault:
-            raise WhetError(f"there is no {name}", got=fault) from fault
-        given = function(batch)
-    module, inputs, targets, loss = given
-    joint = capture_joint(module, inputs, loss, targets)
-    return blocks.model(joint.graph, joint.gradients, batch)
 
 
 def pins(texts: list[str]) -> Callable[[Strategy], bool]:

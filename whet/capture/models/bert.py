@@ -49,8 +49,8 @@ class Bert(nn.Module):
         x = self.norm(self.tokens(ids) + self.positions.weight)
         for layer in self.layers:
             x = layer(x)
-        x = self.head(self.norm_out(F.gelu(self.transform(x))))
-        return x
+        logits: Tensor = self.head(self.norm_out(F.gelu(self.transform(x))))
+        return logits
 
 
 def build(

@@ -27,8 +27,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = map(self.split, self.qkv(x).chunk(3, dim=-1))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        y = self.out(y.transpose(1, 2).reshape(x.shape))
-        return y
+        made: Tensor = self.out(y.transpose(1, 2).reshape(x.shape))
+        return made
 
 
 class Feed(nn.Module):

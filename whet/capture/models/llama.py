@@ -33,8 +33,8 @@ class Attention(nn.Module):
         k = rotate(self.split(self.key(x)), cos, sin)
         v = self.split(self.value(x))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        y = self.out(y.transpose(1, 2).reshape(x.shape))
-        return y
+        made: Tensor = self.out(y.transpose(1, 2).reshape(x.shape))
+        return made
 
 
 class Feed(nn.Module):

@@ -52,8 +52,8 @@ class Translator(nn.Module):
             y = cell(y)
         seen = torch.softmax(self.query(y) @ x.transpose(1, 2), dim=-1) @ x
         y = torch.tanh(self.join(torch.cat([y, seen], dim=-1)))
-        y = self.head(y)
-        return y
+        logits: Tensor = self.head(y)
+        return logits
 
 
 def build(

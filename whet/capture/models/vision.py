@@ -77,7 +77,7 @@ def build(
     elif kind == "inception":
         model = inception.Inception(classes=classes, **sizes)
     else:
-        made = {"vgg": vgg, "alexnet": alexnet}[kind]
-        model = made(image=image, classes=classes, **sizes)
+        pages: dict[str, Callable[..., nn.Module]] = {"vgg": vgg, "alexnet": alexnet}
+        model = pages[kind](image=image, classes=classes, **sizes)
     images, labels = torch.randn(batch, 3, image, image), torch.randint(classes, (batch,))
     return model, (images,), (labels,), label_loss
