@@ -2,6 +2,7 @@
 
     published   the simulator against published training runs
     simulator   the delta simulation against the full one
+    search      strategies that the search finds against those of experts
 
 A part is a module here with `measure(args, progress) -> (records, page)`.
 """
@@ -19,6 +20,7 @@ from whet.errors import InputError
 from whet.machine import Machine
 
 PARTS = ("published", "simulator")
+LONG = ("search",)  # only when asked for
 
 
 def measure(
@@ -29,8 +31,8 @@ def measure(
     Raises:
         InputError: no such part.
     """
-    if args.part not in (None, *PARTS):
-        raise InputError("no such part", expected=", ".join(PARTS), got=args.part)
+    if args.part not in (None, *PARTS, *LONG):
+        raise InputError("no such part", expected=", ".join((*PARTS, *LONG)), got=args.part)
     records, pages = [], []
     for part in PARTS if args.part is None else (args.part,):
         found, page = importlib.import_module(f"bench.parallel.{part}").measure(args, progress)
