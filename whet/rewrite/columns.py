@@ -180,7 +180,8 @@ class Columns:
         self._wanted = {self.classes.find(r) for r in self.roots}
         self.members = {}
         for cls, e in self.classes.enodes():
-            self.members.setdefault(cls, []).append(e)
+            if cls not in e.args:  # what needs itself is no way to compute it
+                self.members.setdefault(cls, []).append(e)
         self.fixed = _fixed(self.members, self.known)
 
     def follow(self, nodes: Iterable[Node]) -> bool:
@@ -190,7 +191,8 @@ class Columns:
         for n in nodes:
             self.classes.add(n)  # in the classes that are there: it is made of their members
             args = tuple(None if a is None else self.classes.find(a) for a in n.args)
-            program.setdefault(self.classes.find(n), ENode(n, args))
+            if self.classes.find(n) not in args:
+                program.setdefault(self.classes.find(n), ENode(n, args))
         members = {cls: [e] for cls, e in program.items()}
         world = _World(members, _users(members, self._wanted))
         news = False

@@ -12,8 +12,10 @@ import pytest
 from whet.ir.graph import Graph, Node, apply, leaf
 from whet.ir.types import DType, TensorType
 from whet.rewrite.certificate import CertificateError, verify_certificate
-from whet.rewrite.columns import Offer
+from whet.rewrite.columns import Columns, Offer
 from whet.rewrite.conjectures import CONJECTURES
+from whet.rewrite.egraph import EGraph
+from whet.rewrite.extract import extract
 from whet.rewrite.prove import Prover
 from whet.rewrite.region import regions
 from whet.rewrite.solve import Pricing, Solution, solve
@@ -174,3 +176,15 @@ def test_each_digit_of_a_digest_counts() -> None:
             other = digest[:k] + ("1" if digest[k] != "1" else "2") + digest[k + 1 :]
             with pytest.raises(CertificateError):
                 verify_certificate(graph, [str(line).replace(digest, other)], PROVER)
+
+
+def test_a_way_that_needs_itself_is_none() -> None:
+    x = _leaf("input", "x", 4)
+    once = apply("neg", x)
+    twice = apply("neg", once)
+    classes = EGraph((twice,))
+    classes.union(once, twice, 0)  # not that it were true
+    columns = Columns(classes, _kernels, lambda leaf: False, (twice,))
+    (found,) = extract(columns, [(x, once, twice)], (twice,))
+    assert found.made == (once,)
+    assert (found.cost.seconds, found.gap) == (0.1, 0.0)
