@@ -196,7 +196,8 @@ class Columns:
         members = {cls: [e] for cls, e in program.items()}
         world = _World(members, _users(members, self._wanted))
         news = False
-        todo = list(dict.fromkeys(c for c in self._wanted if c in program))
+        wanted = dict.fromkeys(map(self.classes.find, self.roots))
+        todo = [c for c in wanted if c in program]
         seen: set[Node] = set()
         while todo:
             cls = todo.pop()
