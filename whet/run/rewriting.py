@@ -1,8 +1,9 @@
 """Rewriting a captured graph: what is searched, with which rules, and what is kept of it.
 
-    solved   every rule at once, region by region: equality saturation, then the cheapest kernels
     folded   best-first with the rules that leave no doubt: folding into weights, neutral elements,
              whole operators from their pieces, movement
+    solved   from there on every rule at once, region by region: equality saturation, then the
+             cheapest kernels
 
 Both are priced by prediction. Whether merging products that share an operand, hoisting and
 association pay depends on library and shape, so both graphs go on to be compiled and measured.
@@ -88,20 +89,22 @@ def rewritten(graph: Graph, store: Store, budget: Budget) -> list[Rewritten]:
     folded = _searched(Rewritten(graph), SURE, prover, budget)
     if folded.stop == str(StopReason.INTERRUPTED):  # who stops one search has not asked for another
         return [folded]
-    best = _solved(graph, prover, budget)
+    best = _solved(folded, prover, budget)
     return [best] if best.graph == folded.graph else [best, folded]
 
 
-def _solved(graph: Graph, prover: Prover, budget: Budget) -> Rewritten:
-    solution = solve(graph, searched_with(), pricing(graph), prover, budget)
+def _solved(start: Rewritten, prover: Prover, budget: Budget) -> Rewritten:
+    solution = solve(start.graph, searched_with(), pricing(start.graph), prover, budget)
     stops = {s.stop for s in solution.regions if s.stop is not None}
     stop = budget.stop() or (StopReason.BUDGET if StopReason.BUDGET in stops else None)
-    rows = [
-        Rewrite(name, where, proof)
-        for s in solution.regions
-        for name, where, proof in s.rows(graph)
-    ]
-    return Rewritten(solution.graph, solution.lines, tuple(rows), str(stop or StopReason.SATURATED))
+    rows = [Rewrite(*row) for s in solution.regions for row in s.rows(start.graph)]
+    return Rewritten(
+        solution.graph,
+        (*start.steps, *solution.lines),
+        (*start.rows, *rows),
+        str(stop or StopReason.SATURATED),
+        start.journals,
+    )
 
 
 def searched_with() -> Mapping[str, Conjecture]:
