@@ -8,7 +8,8 @@ from bench.fuzz import check, page
 from bench.fuzz.models import model
 
 
-@pytest.mark.parametrize("seed", range(8))
+# 418 pads at the end only: an index by itself, and yet out of bounds.
+@pytest.mark.parametrize("seed", [*range(6), 418])
 def test_random_models(seed: int) -> None:
     found = check(model(seed))
     assert not found.wrong, found.reason
@@ -25,7 +26,7 @@ def test_a_model_is_the_same_every_time() -> None:
     first, second = model(3), model(3)
     assert first.graph == second.graph
     assert first.values.keys() == second.values.keys()
-    assert 5 <= len(first.operators)
+    assert len(first.operators) >= 5
 
 
 def test_a_page_tells_what_was_wrong() -> None:

@@ -318,8 +318,7 @@ class Printer:
                 sizes = self.nest.buffer(tensor).sizes
                 tests = [
                     f"0 <= {self.text(i)} && {self.text(i)} < {_concrete(n)}"
-                    for i, n in zip(index, sizes, strict=True)
-                    if not isinstance(i, Index)
+                    for i, n in zip(index, sizes, strict=True)  # an axis may be the longer one
                 ]
                 return f"({' && '.join(tests) or '1'} ? {element} : {self.text(outside)})"
             case Select(test, then, other):

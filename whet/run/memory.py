@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from whet.backend.piece import Body, Generated, Library, Packed, Piece, Value
 
 NEAR = 1.1  # what a plan may take, as a multiple of the least
-SMALL = 64 << 10  # bytes that are not worth an allocation
+SMALL = 16 << 10  # bytes that are not worth an allocation
 ALIGNMENT = 64  # bytes: a cache line, and a vector of the widest machine
 
 
