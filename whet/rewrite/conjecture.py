@@ -284,6 +284,8 @@ def along(op: str, attr: str, value: object, operand: Node | None) -> object:
     if operand is None or not is_structural(op, attr):
         return value
     rank = len(operand.shape) + (op == "stack")
+    if not rank:
+        return value
     if isinstance(value, tuple):
         return tuple(v % rank if isinstance(v, int) and v < 0 else v for v in value)
     return value % rank if isinstance(value, int) and value < 0 else value

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.errors import WhetError
-from whet.ir.graph import Node
+from whet.ir.graph import Graph, Node, rebuilt
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.egraph import EGraph
 from whet.rewrite.ematch import ways
 from whet.rewrite.formula import ConjectureError
 from whet.rewrite.library import library
+from whet.rewrite.pattern import commutes
 from whet.rewrite.prove import Prover
 from whet.rewrite.refute import assignments
 from whet.rewrite.rule import Refutation, Rule, Unknown, Verdict
@@ -132,8 +133,8 @@ def derivation(
     if sides is None:
         return None
     left, right = sides
-    if left == right:
-        return []
+    if _sorted(left) == _sorted(right):
+        return [] if left == right else ["operands of commutative operators change places"]
     try:
         run = Saturation(EGraph((*left, *right)), ways(rules.values(), both=True), prover)
         for _ in range(rounds):
@@ -162,6 +163,17 @@ def _sides(statement: Statement) -> tuple[tuple[Node, ...], tuple[Node, ...]] | 
         if [n.type for n in left] == [n.type for n in right]:
             return left, right
     return None
+
+
+def _sorted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The same graphs with operands of commutative operators in one order, as matching has them."""
+
+    def turn(node: Node, args: tuple[Node | None, ...]) -> Node | None:
+        if node.is_leaf or not commutes(node.op) or len(args) != 2:
+            return None
+        return rebuilt(node, sorted(args, key=lambda a: a.digest if a is not None else ""))
+
+    return Graph((), nodes).rewrite(turn).outputs
 
 
 def _exists(statement: Statement) -> bool:
