@@ -178,7 +178,7 @@ class Problem:
         return [u for u in self.layer.nodes if n in u.operands]
 
     # -- the program -----------------------------------------------------------------------------
-    def solve(self, *, seconds: float = 20.0, fixed: Mapping[Node, Choice] | None = None) -> Solved:
+    def solve(self, *, seconds: float = 6.0, fixed: Mapping[Node, Choice] | None = None) -> Solved:
         """The cheapest choices.
 
         Args:
