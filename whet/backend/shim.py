@@ -225,6 +225,10 @@ def _conv(cluster: Cluster, kernel: Kernel, nodes: Sequence[Node], operands: Ope
     for name in order:
         geometry += [f"(const int64_t[]){{{', '.join(map(str, a[name]))}}}", str(len(a[name]))]
     result = Value(nodes[-1])
+    image = anchor.args[0]
+    if len(result.shape) == 5 and image is not None and 1 in (image.shape[1], result.shape[1]):
+        # With one channel, strides do not tell the library which order of axes is meant.
+        raise UnsupportedError("no library call from C", got="a volume of one channel")
     last = len(result.shape) > 3 and kernel.name != "aten"
     if last:
         result = Value(nodes[-1], channels_last(result.shape))
