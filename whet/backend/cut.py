@@ -107,8 +107,7 @@ class _Cutting:
                 self.values[first] = self._value(first)
                 continue
             operands = tuple(self.values[n] for n in closed.leaves)
-            flow = [v for v in operands if isinstance(v, Value)]
-            results = tuple(self._home(n, _flow(n, flow)) for n in closed.results)
+            results = tuple(self._home(n, _lying(n, closed, operands)) for n in closed.results)
             piece = make(closed, operands, results)
             if piece is not None:
                 self.pieces.append(replace(piece, nodes=(*group.copies, *group.nodes)))
@@ -325,6 +324,14 @@ def _flow(node: Node, operands: Iterable[Value]) -> Strides:
     if images and len(same) == len(images) and same[0] == channels_last(shape):
         return same[0]
     return dense(shape)
+
+
+def _lying(n: Node, closed: Closed, operands: Operands) -> Strides:
+    """A group's result: channels last where filters make images, else as the operands lie."""
+    shape = Value(n).shape
+    if len(shape) == 4 and any(len(p.shape) == 4 for p in closed.graph.parameters):
+        return channels_last(shape)
+    return _flow(n, [v for v in operands if isinstance(v, Value)])
 
 
 def _constants(piece: Piece, values: dict[Node, Value | Packed]) -> Piece:

@@ -45,7 +45,7 @@ from whet.store import Store
 
 KIND = "schedule-1"
 LIBRARY = "library"
-BUDGET_S = 0.2  # seconds of timing a cluster's library calls
+BUDGET_S = 0.05  # seconds of timing for each draft of a cluster
 CALL_S = 4e-6  # what Python takes for a library call, and a native program does not
 POINTER_S = 1e-6  # what Python takes to call a kernel
 TOLERANCE = 1e-3  # of the largest result; kernels are held to float64 as whole programs
@@ -177,7 +177,7 @@ class Tuner:
         want = call()
         found: dict[str, float] = {}
         if competes or not pieces:
-            t = interleaved({LIBRARY: call}, budget_s=BUDGET_S, min_rounds=5)[LIBRARY].best_s
+            t = interleaved({LIBRARY: call}, budget_s=2 * BUDGET_S, min_rounds=5)[LIBRARY].best_s
             found[LIBRARY] = max(0.2 * t, t - CALL_S * steps)
         calls: dict[str, Callable[[], object]] = {}
         with tempfile.TemporaryDirectory(prefix="whet-tune-") as folder:
