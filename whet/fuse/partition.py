@@ -200,15 +200,25 @@ def cluster(group: Group, results: Sequence[Node], body: frozenset[Node]) -> Clu
     """A group as a closed graph that computes `results`, which it owns."""
     inside: dict[Node, Node] = {}
     outer: dict[Node, Node] = {}
+
+    def read(a: Node) -> None:
+        if a in inside or (not a.args and not a.is_leaf):
+            return  # a literal goes along
+        kind = "input" if a in body else "parameter"
+        inside[a] = leaf(kind, f"{kind[0]}{len(outer)}", a.type)
+        outer[inside[a]] = a
+
     for n in _in_order(group.members, results):
+        if n.op == "item" and n.operands[0] not in inside:  # of a call: not a value by itself
+            call = n.operands[0]
+            for a in call.operands:
+                read(a)
+            inside[call] = rebuilt(
+                call, [None if a is None else inside.get(a, a) for a in call.args]
+            )
         for a in n.operands:
-            if a in inside or (not a.args and not a.is_leaf):
-                continue  # a literal goes along
-            kind = "input" if a in body else "parameter"
-            inside[a] = leaf(kind, f"{kind[0]}{len(outer)}", a.type)
-            outer[inside[a]] = a
-        args = [None if a is None else inside.get(a, a) for a in n.args]
-        inside[n] = rebuilt(n, args)
+            read(a)
+        inside[n] = rebuilt(n, [None if a is None else inside.get(a, a) for a in n.args])
     inputs = tuple(n for n in outer if n.op == "input")
     graph = Graph(inputs, tuple(inside[n] for n in results))
     leaves = (*graph.inputs, *graph.parameters)

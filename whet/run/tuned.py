@@ -151,7 +151,11 @@ class Tuner:
                 pieces[d.name] = d, made
         except WhetError as fault:
             self.failures[f"{fault.summary}: {fault.got}"] += 1
-        seconds = self._timed(closed, operands, {n: p for n, (_, p) in pieces.items()})
+        seconds: dict[str, float] = {}
+        try:
+            seconds = self._timed(closed, operands, {n: p for n, (_, p) in pieces.items()})
+        except WhetError as fault:
+            self.failures[f"{fault.summary}: {fault.got}"] += 1
         self.seconds[closed.digest] = seconds
         best = min(seconds, key=seconds.__getitem__, default=LIBRARY)
         generates = best in pieces
@@ -232,12 +236,18 @@ class _Trial:
         self.function(self.args, self.place)
 
     def wrong(self, want: Sequence[Tensor]) -> float | None:
-        """How far off it is, where that is too far."""
+        """How far off it is, where that is too far; not a number must be so in both."""
         worst = 0.0
         for got, exact in zip(self.results, want, strict=True):
-            scale = float(exact.double().abs().max()) if exact.numel() else 0.0
-            off = float((got.double() - exact.double()).abs().max()) if exact.numel() else 0.0
-            worst = max(worst, off / max(scale, 1e-30) if math.isfinite(off) else math.inf)
+            known = ~exact.isnan()
+            if not torch.equal(known, ~got.isnan()):
+                return math.inf
+            got, exact = got[known].double(), exact[known].double()
+            same = got == exact  # infinities among them
+            if not bool(same.all()):
+                off = float((got[~same] - exact[~same]).abs().max())
+                scale = float(exact.nan_to_num(0, 0, 0).abs().max())
+                worst = max(worst, off / max(scale, 1e-30))
         return worst if worst > TOLERANCE else None
 
 

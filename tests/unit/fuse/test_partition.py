@@ -7,7 +7,7 @@ import pytest
 from whet.fuse.legality import mergeable, united
 from whet.fuse.partition import Group, PartitionError, apart, parse, partition
 from whet.fuse.seed import merged, seed, trait
-from whet.ir.graph import Graph, Node, apply, leaf
+from whet.ir.graph import Graph, Node, apply, item, leaf, opaque
 from whet.ir.types import DType, TensorType
 
 
@@ -94,6 +94,18 @@ def test_copies_are_computed_again_and_need_no_owner() -> None:
     assert [len(k.graph.nodes) for k in p.clusters] == [3, 3]
     assert all(k.leaves == (x,) for k in p.clusters)
     assert parse(graph, p.body, str(p)) == p
+
+
+def test_results_of_a_call_without_a_record_are_groups_of_their_own() -> None:
+    x = tensor("input", "x", 8, 8)
+    types = (TensorType(DType.f32, (8, 2)), TensorType(DType.i64, (8, 2)))
+    call = opaque("aten.topk.default", (apply("exp", x),), "(%0, 2)", types)
+    graph = Graph((x,), (apply("exp", item(call, 0)), item(call, 1)))
+    p = seed(graph, body(graph))
+    assert len(p.groups) == 5
+    assert [c.leaves[0].op for c in p.clusters if c.graph.outputs[0].op == "item"] == ["exp"] * 2
+    with pytest.raises(PartitionError, match="no group computes"):
+        partition(graph, p.body, p.groups[1:])
 
 
 def test_seed_takes_a_whole_row_chain_at_once() -> None:
