@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whet.kernel import fold, hoist, inline, mark, online, order, place, stage, trim
-from whet.kernel.legal import Illegal, Refused
+from whet.kernel.legal import Illegal, Refused, find, independent
 from whet.kernel.loops import Kernel, check
 from whet.kernel.move import KNOWN, Move, parse
 
@@ -34,11 +34,19 @@ _ROOMS = (order, mark, inline, hoist, place, stage, fold, online, trim)
 
 
 def attempt(kernel: Kernel, move: Move) -> Kernel | Illegal:
-    """The kernel with one move made, or why not."""
+    """The kernel with one move made, or why not.
+
+    A move that is legal by itself may still make threads meet: what was the turn's own becomes
+    shared when it grows beyond the turn. So parallel loops are looked at again after each.
+    """
     try:
-        return move.do(kernel)
+        made = move.do(kernel)
+        for loop in made.loops.values():
+            if loop.kind == "parallel":
+                independent(made, *find(made, loop.var))
     except Refused as refused:
         return refused.why.of(str(move))
+    return made
 
 
 def apply(kernel: Kernel, schedule: Sequence[Move]) -> Kernel | Illegal:
