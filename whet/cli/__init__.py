@@ -30,19 +30,19 @@ __all__ = ["VERBS", "main"]
 
 # fmt: off
 VERBS: Mapping[str, str] = {
-    "optimize": "search for a faster program and save it; --dry-run only lists what is covered",
-    "demo":     "optimize a transformer and a convolutional network, show what each stage gained",
-    "explain":  "what was done to a model, or to a saved program, and why",
-    "verify":   "re-check every rewrite of a saved program, without the optimizer",
-    "run":      "run a saved program on random inputs: its time and its error",
-    "profile":  "where a native program spends its time, and what holds each of its calls",
-    "rules":    "list, show and verify the rewrites that whet has proven",
+    "optimize":    "search for a faster program and save it; --dry-run only lists what is covered",
+    "demo":        "optimize a transformer and a convolutional network, and show each stage",
+    "explain":     "what was done to a model, or to a saved program, and why",
+    "verify":      "re-check every rewrite of a saved program, without the optimizer",
+    "run":         "run a saved program on random inputs: its time and its error",
+    "profile":     "where a native program spends its time, and what holds each of its calls",
+    "rules":       "list, show and verify the rewrites that whet has proven",
     "parallelize": "find a strategy for a cluster by simulation, and write it as a plan",
-    "bench":    "compare with eager, torch.compile, ONNX Runtime and OpenVINO",
-    "machine":  "the machines that plans are made for: list, show, measure",
-    "zoo":      "list the models that come with whet",
-    "store":    "what whet remembers: stats, export, import, prune",
-    "doctor":   "versions, machine, compiler and store: is everything in order?",
+    "bench":       "compare with eager, torch.compile, ONNX Runtime and OpenVINO",
+    "machine":     "the machines that plans are made for: list, show, measure",
+    "zoo":         "list the models that come with whet",
+    "store":       "what whet remembers: stats, export, import, prune",
+    "doctor":      "versions, machine, compiler and store: is everything in order?",
 }
 # fmt: on
 
@@ -129,7 +129,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _top() -> argparse.ArgumentParser:
-    rows = [f"  {name:<10}{summary}" for name, summary in VERBS.items()]
+    rows = [f"  {name:<13}{summary}" for name, summary in VERBS.items()]
     parser = _Parser(
         prog="whet",
         usage="whet VERB [ARGUMENT ...]",
@@ -155,7 +155,7 @@ def _top() -> argparse.ArgumentParser:
 def _verb(word: str) -> str:
     if word in VERBS:
         return word
-    near = difflib.get_close_matches(word, VERBS, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(word, VERBS, n=3, cutoff=0.6)
     guess = f"; did you mean {' or '.join(near)}?" if near else ""
     raise argparse.ArgumentTypeError(f"no verb is called {word!r}{guess}")
 

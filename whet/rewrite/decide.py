@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.errors import WhetError
-from whet.ir.graph import Graph, Node, rebuilt
+from whet.ir.graph import Graph, Node, rebuilt, topological
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.egraph import EGraph
 from whet.rewrite.ematch import ways
@@ -173,7 +173,8 @@ def _sorted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
             return None
         return rebuilt(node, sorted(args, key=lambda a: a.digest if a is not None else ""))
 
-    return Graph((), nodes).rewrite(turn).outputs
+    inputs = tuple(n for n in topological(nodes) if n.op == "input")
+    return Graph(inputs, nodes).rewrite(turn).outputs
 
 
 def _exists(statement: Statement) -> bool:
