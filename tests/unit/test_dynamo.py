@@ -75,7 +75,7 @@ def first_other(timings: Mapping[str, object], original: str) -> str:
 def test_by_its_entry_point(programs: list[Optimized], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("whet.optimize"), "choose", first_other)
     model = Net().eval()
-    fast = compiled(model)
+    fast = compiled(model, budget_s=28.0)  # a third of it is for rewrites, on busy machines too
     for _ in range(3):
         x = torch.randn(4, 8)
         same(fast(x), model(x))
