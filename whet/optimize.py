@@ -58,6 +58,7 @@ SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"}
 """What can be switched off, to see what each is worth."""
 
 MEASURE_S = 6.0
+HOPELESS = 1.5  # times the fastest after a few rounds, from which on nothing is measured further
 NOTES = {
     "original": "eager",
     "rewrites": "plain library calls, one after another",
@@ -124,6 +125,14 @@ def _promising(timings: Mapping[str, Timing]) -> bool:
     """Whether something seems clearly faster than the original, though not surely."""
     best = min(t.median_s for t in timings.values())
     return best < 0.95 * timings["original"].median_s
+
+
+def _finalists(timings: Mapping[str, Timing]) -> list[str]:
+    """The original, and what may yet be the fastest: many rounds of the others take a minute."""
+    others = [name for name in timings if name != "original"]
+    best = min(others, key=lambda name: timings[name].best_s, default="original")
+    limit = HOPELESS * min(t.best_s for t in timings.values())
+    return [n for n, t in timings.items() if n in ("original", best) or t.best_s <= limit]
 
 
 @dataclass
@@ -344,11 +353,13 @@ class _Walk:
                 note = f"rejected: error {c.error:.2e}, allowed {oracle.allowed:.2e}"
                 stages.append(Stage(c.name, math.nan, error=c.error, note=note))
         self.progress("measuring")
+        screened = interleaved(calls, budget_s=MEASURE_S / 6, min_rounds=3, warmup=1)
+        calls = {name: calls[name] for name in _finalists(screened)}
         timings = interleaved(calls, budget_s=MEASURE_S, min_rounds=9)
         if choose(timings, "original") == "original" and _promising(timings):
             self.progress("measuring again: the machine is noisy")
             timings = interleaved(calls, budget_s=3 * MEASURE_S, min_rounds=21)
-        for name, t in timings.items():
+        for name, t in (screened | timings).items():
             error = right[name].error if name in right else oracle.error
             stages.append(Stage(name, t.median_s, t.spread, error, NOTES[name]))
         self.report.stages = stages

@@ -32,3 +32,16 @@ def test_nothing_is_begun_after_an_interrupted_search(monkeypatch):
     assert {s.name for s in optimized.report.stages} == {"original", "rewrites"}
     with torch.no_grad():
         assert torch.allclose(optimized(x), model(x), atol=1e-6)
+
+
+def test_what_is_hopeless_is_not_measured_further():
+    def timing(*samples):
+        return walk.Timing(samples)
+
+    fast, slow = timing(1.0, 1.1, 1.2), timing(1.6, 1.7, 1.9)
+    finalists = walk._finalists
+    assert finalists({"original": slow, "kernels": fast, "region": slow}) == ["original", "kernels"]
+    near = timing(1.4, 3.0, 3.0)
+    assert finalists({"original": slow, "a": near, "b": fast}) == ["original", "a", "b"]
+    assert finalists({"original": fast, "a": slow, "b": timing(9.0)}) == ["original", "a"]
+    assert finalists({"original": fast}) == ["original"]
