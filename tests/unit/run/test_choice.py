@@ -164,7 +164,7 @@ def test_interruptions_pass() -> None:
 
 def test_hits_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.memory()
-    ways = [sleeping("a", 1e-4), sleeping("b", 1e-4)]
+    ways = [sleeping("a", 1e-4), sleeping("b", 2e-3)]  # far apart: close calls are not kept
     chooser(store)(cluster(), ways)
 
     def misses(c: Cluster, given: list[Kernel] = ways, **named: Any) -> bool:
