@@ -113,6 +113,10 @@ OURS: Mapping[str, System] = {
                                functools.partial(whet, disable=("libraries",))),
     "whet-no-region":   System("whet without compiled regions",
                                functools.partial(whet, disable=("regions",))),
+    "whet-no-native":   System("whet without programs in C",
+                               functools.partial(whet, disable=("native", "generated"))),
+    "whet-no-fusion":   System("whet without groups in kernels of its own",
+                               functools.partial(whet, disable=("generated",))),
 }
 # fmt: on
 
