@@ -1,7 +1,7 @@
 """A graph's body cut into pieces: library calls where they were chosen, loops for the rest.
 
     reshape, permute, slice, …     no piece: the same memory, seen otherwise
-    concat                         no piece where its operands can be written in their places
+    concat, stack                  no piece where its operands can be written in their places
     anchor + epilogue              the library's call, as far as it covers the cluster
     any other node                 its loops, over memory as it lies
 
@@ -12,14 +12,14 @@ does not care. Where two calls disagree, a copy stands between them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
 import torch
 
 from whet.backend import aten, shim
-from whet.backend.cluster import ANCHORS, Cluster, clusters
+from whet.backend.cluster import Cluster, clusters
 from whet.backend.lowered import body_nodes
 from whet.backend.naive import naive
 from whet.backend.packed import Kernel, kernels
@@ -36,9 +36,11 @@ from whet.backend.piece import (
 )
 from whet.errors import UnsupportedError
 from whet.fuse.partition import Cluster as Closed
-from whet.fuse.partition import Partition
+from whet.fuse.partition import Group, Partition, cluster
 from whet.ir.graph import Graph, Node, apply, item
 
+JOINS = frozenset({"concat", "stack"})  # operands side by side along an axis; theirs, or a new one
+_ALONE = frozenset({*aten.VIEWS, *JOINS, "opaque", "item"})  # what no kernel takes along
 Operands = tuple[Value | Packed, ...]
 Choose = Callable[[Cluster, list[Kernel]], Kernel]
 Make = Callable[[Closed, Operands, tuple[Value, ...]], Piece | None]
@@ -71,6 +73,7 @@ def cut(
 class _Cutting:
     def __init__(self, graph: Graph, choose: Choose) -> None:
         self.graph, self.choose = graph, choose
+        self.make: Make | None = None
         self.inside = body_nodes(graph)
         self.hidden: set[Node] = set()  # inside of a library call
         self.calls: dict[Node, tuple[Cluster, Kernel]] = {}
@@ -80,7 +83,7 @@ class _Cutting:
         self.views: dict[Value, tuple[Value, int]] = {}
         self.given: set[Value] = set()  # by libraries: memory that is not ours to choose
         self.pieces: list[Piece] = []
-        self.within: Mapping[Node, tuple[Node, int, int]] = {}
+        self.within: Mapping[Node, tuple[Node, int]] = {}
         self.placed: dict[Node, Value] = {}  # concatenations whose layout is decided
 
     def body(self) -> Body:
@@ -95,29 +98,58 @@ class _Cutting:
 
     def grouped(self, partition: Partition, make: Make) -> Body:
         """The groups of a partition, each by its kernel where it has one."""
-        alone = {g.nodes[0] for g in partition.groups if len(g.nodes) == 1}
-        self.within = _within(self.graph, alone, {n for n in alone if n.op in ANCHORS})
+        self.make = make
+        self.within = _within(self.graph, (n for g in partition.groups for n in g.nodes), ())
         inputs = self._inputs()
         for node in self.graph.nodes:
             if node not in self.inside or not node.args:
                 self.values.setdefault(node, Packed(node))
-        for group, closed in zip(partition.groups, partition.clusters, strict=True):
+        rows = zip(partition.groups, partition.clusters, partition.results, strict=True)
+        for group, closed, wanted in rows:
             (first, *more) = group.nodes
-            if not more and (first.op in aten.VIEWS or first.op == "concat"):
+            if not more and first.op in aten.VIEWS | JOINS:
                 self.values[first] = self._value(first)
                 continue
-            operands = tuple(self.values[n] for n in closed.leaves)
-            results = tuple(self._home(n, _lying(n, closed, operands)) for n in closed.results)
-            piece = make(closed, operands, results)
-            if piece is not None:
-                self.pieces.append(replace(piece, nodes=(*group.copies, *group.nodes)))
-                self.values.update(zip(closed.results, results, strict=True))
+            if self._made(group, closed, make):
                 continue
             self._choose(group.members)
-            for node in self.graph.nodes if group.copies else group.nodes:
-                if node in group.members and node not in self.hidden | self.values.keys():
-                    self.values[node] = self._value(node)
+            for run in self._runs(group):
+                self._run(run, wanted, make)
         return self._finished(inputs)
+
+    def _runs(self, group: Group) -> Iterator[list[Node]]:
+        """A group's nodes that are still to be computed: calls and views alone, others together."""
+        run: list[Node] = []
+        for node in self.graph.nodes if group.copies else group.nodes:
+            if node not in group.members or node in self.hidden or node in self.values:
+                continue
+            if node not in self.calls and node.op not in _ALONE:
+                run.append(node)
+                continue
+            yield from [run] if run else []
+            yield [node]
+            run = []
+        yield from [run] if run else []
+
+    def _run(self, run: list[Node], wanted: Sequence[Node], make: Make) -> None:
+        """What a library leaves of a group is a group of its own."""
+        if run[0] not in self.calls and run[0].op not in _ALONE:
+            users = self.graph.users
+            read = [n for n in run if n in wanted or any(u not in run for u in users[n])]
+            if self._made(Group(tuple(run)), cluster(Group(tuple(run)), read, self.inside), make):
+                return
+        for node in run:
+            self.values[node] = self._value(node)
+
+    def _made(self, group: Group, closed: Closed, make: Make) -> bool:
+        """A group's own kernel, if it has one."""
+        operands = tuple(self.values[n] for n in closed.leaves)
+        results = tuple(self._home(n, _lying(n, closed, operands)) for n in closed.results)
+        piece = make(closed, operands, results)
+        if piece is not None:
+            self.pieces.append(replace(piece, nodes=(*group.copies, *group.nodes)))
+            self.values.update(zip(closed.results, results, strict=True))
+        return piece is not None
 
     def _choose(self, nodes: frozenset[Node]) -> None:
         """Library calls for the clusters among these nodes."""
@@ -151,8 +183,8 @@ class _Cutting:
             return self.items[node]
         if node.op in aten.VIEWS and (seen := self._view(node)) is not None:
             return seen
-        if node.op == "concat":
-            return self._concat(node)
+        if node.op in JOINS:
+            return self._join(node)
         return self._loops(node)
 
     # -- calls ------------------------------------------------------------------------------------
@@ -239,37 +271,45 @@ class _Cutting:
         self.views[made] = (value, int(found.storage_offset()) * (source.dtype.bits // 8))
         return made
 
-    def _concat(self, node: Node) -> Value:
+    def _join(self, node: Node) -> Value:
         """Operands that do not lie in their places yet are copied there."""
         operands = [self.values[a] for a in node.operands]
         flow = _flow(node, [v for v in operands if isinstance(v, Value)])
         whole = self.placed.get(node) or self._home(node, flow)
         self.placed[node] = whole
         for a, offset in zip(node.operands, _offsets(node), strict=True):
-            part = _Part.at(a, whole, int(str(node.attr("axis"))), offset)
+            part = _Part.at(a, node, whole, offset)
             value = self._lying(a)
             if self.views.get(value) == (whole, part.offset) and value == part.value:
                 continue  # written there by whoever made it
             twin = apply("cast", a, dtype=a.dtype)  # the copy is another value than the original
             target = Value(_place(twin, node, offset), part.value.strides)
             self.views[target] = (whole, part.offset)
-            made = naive(twin, (value,), target)
-            copied = Piece((node,), made.operands, (target,), made.call)
-            self.pieces.append(_constants(copied, self.values))
+            copied = self._copied(twin, a, target) or naive(twin, (value,), target)
+            piece = Piece((node,), copied.operands, (target,), copied.call)
+            self.pieces.append(_constants(piece, self.values))
         return whole
+
+    def _copied(self, twin: Node, a: Node, target: Value) -> Piece | None:
+        """A copy by a kernel of its own."""
+        if self.make is None:
+            return None
+        closed = cluster(Group((twin,)), (twin,), self.inside)
+        return self.make(closed, (self.values[a],), (target,))
 
     def _home(self, node: Node, strides: Strides) -> Value:
         """Where a node's value is written: by itself, or in its place within a concatenation."""
         if node not in self.within:
             return Value(node, strides)
-        parent, axis, offset = self.within[node]
+        parent, offset = self.within[node]
         whole = self.placed.get(parent)
         if whole is None:
-            last = len(parent.shape) > 3 and strides == channels_last(Value(node).shape)
             shape = Value(parent).shape
+            images = len(shape) == len(node.shape) > 3
+            last = images and strides == channels_last(Value(node).shape)
             whole = self._home(parent, channels_last(shape) if last else dense(shape))
             self.placed[parent] = whole
-        part = _Part.at(node, whole, axis, offset)
+        part = _Part.at(node, parent, whole, offset)
         self.views[part.value] = (whole, part.offset)
         return part.value
 
@@ -285,32 +325,37 @@ class _Part:
         self.value, self.offset = value, offset
 
     @classmethod
-    def at(cls, node: Node, whole: Value, axis: int, offset: int) -> _Part:
-        """`node`'s part of `whole`, which begins at `offset` along `axis`."""
-        step = whole.strides[axis % len(whole.strides)] * (node.dtype.bits // 8)
-        return cls(Value(node, whole.strides), offset * step)
+    def at(cls, a: Node, node: Node, whole: Value, offset: int) -> _Part:
+        """`a`'s part of what `node` joins, `offset` along its axis."""
+        axis = int(str(node.attr("axis"))) % len(whole.strides)
+        step = whole.strides[axis] * (a.dtype.bits // 8)
+        own = whole.strides
+        if len(a.shape) < len(own):  # the axis is new
+            own = (*own[:axis], *own[axis + 1 :])
+        return cls(Value(a, own), offset * step)
 
 
 def _offsets(node: Node) -> list[int]:
-    axis = int(str(node.attr("axis")))
-    sizes = [int(str(a.shape[axis])) for a in node.operands]
+    axis = int(str(node.attr("axis"))) % len(node.shape)
+    new = [len(a.shape) < len(node.shape) for a in node.operands]
+    sizes = [1 if n else int(str(a.shape[axis])) for a, n in zip(node.operands, new, strict=True)]
     return [0, *accumulate(sizes)][:-1]
 
 
 def _within(
     graph: Graph, inside: Iterable[Node], library: Iterable[Node]
-) -> dict[Node, tuple[Node, int, int]]:
-    """Nodes that can be written into their place in a concatenation: which, axis, offset."""
+) -> dict[Node, tuple[Node, int]]:
+    """Nodes that can be written into their place in a larger value: which, and where along it."""
     kept, body = set(library), set(inside)
-    found: dict[Node, tuple[Node, int, int]] = {}
+    found: dict[Node, tuple[Node, int]] = {}
     for node in graph.nodes:
-        if node.op != "concat" or node not in body:
+        if node.op not in JOINS or node not in body:
             continue
         for a, offset in zip(node.operands, _offsets(node), strict=True):
             plain = a in body and not a.is_leaf and bool(a.args)
             movable = plain and a not in kept and a.op not in aten.VIEWS
             if movable and a not in found and node.operands.count(a) == 1 and a.dtype == node.dtype:
-                found[a] = (node, int(str(node.attr("axis"))), offset)
+                found[a] = (node, offset)
     return found
 
 
@@ -345,6 +390,8 @@ def _constants(piece: Piece, values: dict[Node, Value | Packed]) -> Piece:
 
 def _place(twin: Node, whole: Node, offset: int) -> Node:
     """The node of a copy into a place: two places may take the same operand."""
-    axis = int(str(whole.attr("axis")))
+    axis = int(str(whole.attr("axis"))) % len(whole.shape)
+    if len(twin.shape) < len(whole.shape):
+        return apply("select", whole, axis=axis, index=offset)
     size = int(str(twin.shape[axis]))
     return apply("slice", whole, axis=axis, start=offset, stop=offset + size, step=1)

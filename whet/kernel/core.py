@@ -2,7 +2,7 @@
 
     init     for f…: t[f] = neutral element
     core     for f…: for r…: t[f] how= e(loads)
-    home     for f…: y[f] = e(t[f], loads)          the one nest that reads t, element by element
+    home     for f…: y[f] = e(t[f], loads) …        the one nest that reads t, element by element
 
 Vectors run along an axis where the result lies together and every operand lies together, stands
 still, or is a parameter, which can be laid out ahead of time. Rows run along another axis where
@@ -32,7 +32,7 @@ class Core:
         update: its statement.
         free, reduced: its loops, outermost first.
         home: loops of the nest that reads the result.
-        store: that nest's statement.
+        stores: that nest's statements.
         twins: loops of `home`, with the loops of the reduction that they follow.
         vector, row: loops of `home` for vectors and rows; "" where nothing serves as rows.
     """
@@ -42,7 +42,7 @@ class Core:
     free: tuple[Loop, ...]
     reduced: tuple[Loop, ...]
     home: tuple[Loop, ...]
-    store: Store
+    stores: tuple[Store, ...]
     twins: Mapping[str, str]
     vector: str = ""
     row: str = ""
@@ -82,12 +82,12 @@ def core(k: Kernel, fixed: frozenset[str]) -> Core | None:
     if len(readers) != 1 or not isinstance(readers[0], Loop):
         return None
     home = tuple(nest(readers[0]))
-    store = home[-1].body[0]
-    if len(home[-1].body) != 1 or not isinstance(store, Store):
+    stores = tuple(s for s in home[-1].body if isinstance(s, Store))
+    if len(stores) != len(home[-1].body):
         return None
     found = Core(
         update.buffer, update, tuple(s for s in loops if s.var in own),
-        tuple(s for s in loops if s.var not in own), home, store, _twins(store, update),
+        tuple(s for s in loops if s.var not in own), home, stores, _twins(stores, update),
     )  # fmt: skip
     vector = _vector(k, found, fixed)
     return replace(found, vector=vector, row=_row(found, vector)) if vector else None
@@ -97,9 +97,9 @@ def _reads(s: object, buffer: str) -> bool:
     return any(a.buffer == buffer and a.kind == "read" for a in accesses((s,)))  # type: ignore[arg-type]
 
 
-def _twins(store: Store, update: Update) -> dict[str, str]:
+def _twins(stores: Sequence[Store], update: Update) -> dict[str, str]:
     found: dict[str, str] = {}
-    for load in ex.loads(store.value):
+    for load in (x for s in stores for x in ex.loads(s.value)):
         if load.tensor == update.buffer:
             for mine, theirs in zip(load.index, update.index, strict=True):
                 if isinstance(mine, Index) and isinstance(theirs, Index):
@@ -113,7 +113,8 @@ def _vector(k: Kernel, c: Core, fixed: frozenset[str]) -> str:
     for loop in c.home:
         if loop.var not in c.twins:
             continue
-        if stride(k, c.store.buffer, c.store.index, loop.var, around(c.home)) != 1:
+        written = {stride(k, s.buffer, s.index, loop.var, around(c.home)) for s in c.stores}
+        if written != {1}:
             continue
         loads = [x for x in ex.loads(c.update.value) if x.tensor not in fixed]
         steps = [stride(k, x.tensor, x.index, c.twins[loop.var], c.domain) for x in loads]

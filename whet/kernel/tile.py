@@ -15,6 +15,7 @@ pooling, and products with one row are all the same to it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from whet.kernel.draft import Draft, nest, turns
 from whet.kernel.layout import Layout
 from whet.kernel.loops import Kernel, Loop, Stmt, Store, Update, leaves, walk
 from whet.kernel.mark import Keep, SetLayout, Unroll, Vectorize
-from whet.kernel.order import Peel, Reorder
+from whet.kernel.order import Join, Peel, Reorder
 from whet.kernel.place import ComputeAt, Recompute
 from whet.kernel.stage import Stage
 from whet.machine.target import Target
@@ -52,10 +53,30 @@ class Tiling:
 
 
 def prepared(kernel: Kernel) -> Draft:
-    """A kernel with cheap values inlined, as `core` and `tile` want it."""
+    """A kernel as `core` and `tile` want it: cheap values inlined, and what is done to the elements
+    of a result in one nest."""
     d = Draft(kernel)
     inline(d)
+    while _elementwise(d):
+        pass
     return d
+
+
+def _elementwise(d: Draft) -> bool:
+    """Two neighbouring nests over the same axes that only store, as one; False where none are."""
+    summed = {s.buffer for s, _, _ in leaves(d.kernel.body) if isinstance(s, Update)}
+    for a, b in itertools.pairwise(d.kernel.body):
+        first, second = nest(a), nest(b)
+        if not first or [turns(s) for s in first] != [turns(s) for s in second]:
+            continue
+        inner = (*first[-1].body, *second[-1].body)
+        if not all(isinstance(s, Store) and s.buffer not in summed for s in inner):
+            continue
+        tried = d.copy()
+        if all(tried.do(Join(x.var, y.var)) for x, y in zip(first, second, strict=True)):
+            d.take(tried)
+            return True
+    return False
 
 
 def tilings(c: Core, target: Target) -> list[Tiling]:

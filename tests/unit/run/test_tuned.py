@@ -17,6 +17,7 @@ from whet.run import tuned
 from whet.run.calling import Runner
 from whet.run.choice import Chooser
 from whet.run.fusing import Priced, fused
+from whet.run.measure import Timing
 from whet.run.native import native
 from whet.run.tuned import LIBRARY, Decision, Tuner
 from whet.search import Budget
@@ -38,7 +39,7 @@ class Block(nn.Module):
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts are told apart by a guess, so that nothing depends on the clock."""
-    monkeypatch.setattr(tuned, "BUDGET_S", 0.0)
+    monkeypatch.setattr(tuned, "PASS_S", 0.0)
 
 
 def graph_of(model: nn.Module, *inputs: Tensor) -> Graph:
@@ -117,3 +118,81 @@ def test_the_search_for_a_partition_ends_with_its_budget() -> None:
     found = fused(graph, t, Budget(candidates=2))
     assert found.outcome is not None
     assert found.outcome.best.seconds <= found.outcome.start.seconds
+
+
+def test_what_waited_for_a_thread_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    seconds = {"library": [4e-5] * 9, "slow": [9e-5] * 9, "waited": [8e-3, 2e-5, 2e-5]}
+
+    def timed(calls: dict[str, object], **_: object) -> dict[str, Timing]:
+        asked.append(tuple(calls))
+        return {n: Timing((seconds[n].pop(0),) * 3) for n in calls}
+
+    monkeypatch.setattr(tuned, "interleaved", timed)
+    best, calm = tuned.best_times(dict.fromkeys(seconds, lambda: None))
+    assert best == {"library": 4e-5, "slow": 9e-5, "waited": 2e-5}
+    assert calm
+    assert asked == [("library", "slow", "waited"), ("library", "waited"), ("waited",)]
+
+
+def test_times_in_doubt_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(calls: dict[str, object], **_: object) -> dict[str, Timing]:
+        return {n: Timing((8e-3 if n == "chain" else 1e-6,) * 3) for n in calls}
+
+    monkeypatch.setattr(tuned, "interleaved", timed)
+    model, x, store = nn.Linear(8, 16), torch.randn(64, 8), Store.memory()
+    graph = graph_of(model, x)
+    t = tuner(store)
+    native(graph, t.choose, None, seed(graph, body_nodes(graph)), t)
+    assert t.measured == 1
+    assert store.keys(tuned.KIND) == []
+
+
+def test_what_a_library_leaves_of_a_group_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is said to be fastest wherever it competes."""
+
+    def timed(calls: dict[str, object], **_: object) -> dict[str, Timing]:
+        return {n: Timing((1e-3 if n == LIBRARY else 2e-3,) * 3) for n in calls}
+
+    monkeypatch.setattr(tuned, "interleaved", timed)
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(24, 40)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.tanh(F.softplus(self.one(x))) * torch.exp(y)
+
+    torch.manual_seed(0)
+    model, x, y = Gate(), torch.randn(6, 24), torch.randn(6, 40)
+    graph, t = graph_of(model, x, y), tuner(Store.memory())
+    built, lowered = native(graph, t.choose, None, seed(graph, body_nodes(graph)), t)
+    assert sorted({c.name for c in built.calls}) == ["aten", "generated"]
+    assert any("softplus+tanh" in c.operators for c in built.calls)
+    run = Runner.of(built).bind(lowered.derive(dict(model.named_parameters())))
+    with torch.no_grad():
+        torch.testing.assert_close(run([x, y])[0], model(x, y), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_groups_write_into_their_places() -> None:
+    """Stacked and concatenated values need no copies, products and chains alike."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(8, 16)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            a, b = F.relu(self.a(x)), torch.tanh(x)
+            return torch.stack([a, torch.sigmoid(self.b(x))], 1), torch.cat([b, torch.exp(x)], 1)
+
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(5, 8)
+    graph, t = graph_of(model, x), tuner(Store.memory())
+    built, lowered = native(graph, t.choose, None, seed(graph, body_nodes(graph)), t)
+    assert not any("stack" in c.operators or "concat" in c.operators for c in built.calls)
+    run = Runner.of(built).bind(lowered.derive(dict(model.named_parameters())))
+    for got, want in zip(run([x]), model(x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
