@@ -59,10 +59,20 @@ def piece(
     Raises:
         UnsupportedError: no loops, no words in C, or a schedule that does not apply.
     """
-    naively = naive(closed, operands, results)
-    k = apply(naively, schedule)
+    k = apply(naive(closed, operands, results), schedule)
     if isinstance(k, Illegal):
         raise UnsupportedError("a schedule that does not apply", got=str(k))
+    return scheduled(closed, operands, results, k, target)
+
+
+def scheduled(
+    closed: Cluster, operands: Operands, results: Sequence[Value], k: Kernel, target: Target
+) -> Piece:
+    """A cluster's kernel, with its schedule applied.
+
+    Raises:
+        UnsupportedError: no words in C.
+    """
     taken = []
     for b, v in zip(k.inputs, operands, strict=True):
         taken.append(replace(v, how=how(b.layout, b.sizes)) if isinstance(v, Packed) else v)

@@ -31,7 +31,19 @@ from dataclasses import dataclass, replace
 from whet.ir import expr as ex
 from whet.ir.expr import Expr, Index, Num
 from whet.kernel.affine import Form, form, limits
-from whet.kernel.loops import Access, Extent, If, Kernel, Loop, Stmt, Update, accesses, scope
+from whet.kernel.loops import (
+    Access,
+    Extent,
+    If,
+    Kernel,
+    Loop,
+    Stmt,
+    Update,
+    accesses,
+    rewrite,
+    scope,
+    substituted,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +211,57 @@ def conflicts(k: Kernel, loop: Loop, path: Path) -> Iterator[tuple[Access, Acces
 
 
 def independent(k: Kernel, loop: Loop, path: Path) -> None:
-    """Refuses where iterations depend on one another, updates of one element included."""
-    for a, _ in conflicts(k, loop, path):
-        raise refuse("dependence", loop=loop.var, buffer=a.buffer)
+    """Refuses where iterations depend on one another, updates of one element included.
+
+    A loop whose variable is taken apart into digits (it was two loops once) is independent where
+    the loops over its digits are: two iterations differ in one of these.
+    """
+    met = next(conflicts(k, loop, path), None)
+    if met is not None and not _independent_digits(k, loop):
+        raise refuse("dependence", loop=loop.var, buffer=met[0].buffer)
+
+
+def _independent_digits(k: Kernel, loop: Loop) -> bool:
+    """Are there digits, and is none of them what two iterations meet over?"""
+    steps = _steps(loop)
+    if len(steps) < 2:
+        return False
+    digits = [(f"{loop.var}@{n}", steps[n] // steps[n + 1], steps[n + 1])
+              for n in range(len(steps) - 1)]  # fmt: skip
+    value: Expr = Num(0)
+    for var, _, step in digits:
+        value = ex.call("+", value, ex.call("*", Num(step), Index(var)))
+    body = substituted(loop.body, {loop.var: value})
+    for var, extent, _ in reversed(digits):
+        body = (Loop(var, extent, body),)
+
+    def taken(s: Stmt) -> Iterable[Stmt] | None:
+        return body if isinstance(s, Loop) and s.var == loop.var else None
+
+    apart = k.with_body(rewrite(k.body, taken))
+    return not any(
+        next(conflicts(apart, *find(apart, var)), None) is not None for var, _, _ in digits
+    )
+
+
+def _steps(loop: Loop) -> list[int]:
+    """The extent and what the loop's variable is divided by, down to 1, each dividing the last."""
+    if not isinstance(loop.extent, int):
+        return []
+    found = {1}
+    for a in accesses(loop.body):
+        for e in (x for i in a.index for x in ex.walk(i)):
+            match e:
+                case ex.Call("//" | "%", (x, Num(int(n)))) if loop.var in ex.free(x):
+                    below = x.args[1] if isinstance(x, ex.Call) and x.fn == "//" else Num(1)
+                    found.add(n * int(str(below.value)) if isinstance(below, Num) else n)
+    steps = sorted((n for n in found if n < loop.extent), reverse=True)
+    chain = [loop.extent]
+    for n in steps:
+        if chain[-1] % n:
+            return []
+        chain.append(n)
+    return chain
 
 
 def reads(body: Iterable[Stmt]) -> set[str]:

@@ -2,7 +2,8 @@
 
     tile     the heaviest reduction in registers, in several cuts
     blocks   products with a norm between them, in blocks of rows
-    chain    loops over the same rows joined, values kept near: always possible
+    chain    loops over the same rows joined, values kept near: always possible, and hopeless where
+             a tile serves several rows with what it loads
 
 >>> from whet.ir.graph import Graph, apply, leaf
 >>> from whet.ir.types import DType, TensorType
@@ -10,7 +11,7 @@
 >>> x, w = (leaf("input", n, TensorType(DType.f32, (64, 64))) for n in "xw")
 >>> k = lower(Graph((x, w), (apply("relu", apply("matmul", x, w)),)))
 >>> [d.name for d in drafts(k, frozenset(), Target("avx2", 32, 16, 2))]
-['24x4 por', '24x4 orp', '16x6 por', '16x6 orp', '8x13 por', 'chain']
+['24x4 por', '24x4 orp', '16x6 por', '8x13 por']
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def drafts(kernel: Kernel, fixed: frozenset[str], target: Target) -> list[Drafte
                 found.append(_drafted(f"{t.columns}x{t.rows} {t.order}", d))
     if not found and (rows := blocks(kernel, target)) is not None:
         found.append(_drafted("blocks", rows))
-    found.append(_drafted("chain", chain(kernel, target.threads, target.l1)))
+    if not found or c is None or not c.row:
+        found.append(_drafted("chain", chain(kernel, target.threads, target.l1)))
     return found
 
 

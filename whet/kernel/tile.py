@@ -33,6 +33,9 @@ from whet.kernel.place import ComputeAt, Recompute
 from whet.kernel.stage import Stage
 from whet.machine.target import Target
 
+MOST = 3  # tilings that are tried
+CLOSE = 0.85  # of the best one's score, from which on another may still be the faster
+
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
@@ -101,8 +104,8 @@ def tilings(c: Core, target: Target) -> list[Tiling]:
             )
             if score > found.get(vectors, (0.0, None))[0]:
                 found[vectors] = (score, Tiling(columns, count))
-    best = sorted(found.values(), key=lambda st: -st[0])[:3]
-    return [t for _, t in best]
+    best = sorted(found.values(), key=lambda st: -st[0])[:MOST]
+    return [t for score, t in best if score >= CLOSE * best[0][0]]
 
 
 def _columns(total: int, most: int) -> int:
@@ -114,17 +117,13 @@ def _columns(total: int, most: int) -> int:
 
 
 def variants(c: Core, target: Target, guarded: bool) -> list[Tiling]:
-    """Tilings in several orders."""
+    """The best tiling in two orders, the next ones in one: few enough to measure every one."""
     cuts = tilings(c, target)
     others = [s for s in c.home if s.var not in (c.vector, c.row)]
     block = _block(turns(others[-1]), target.threads) if others and guarded else 1
-    orders = ["por", "orp", "opr"] if others else ["por", "orp"]
-    if not c.row:
-        orders = orders[:1]
-    if guarded:
-        orders = ["opr", "por"]
-    found = [Tiling(t.columns, t.rows, o, block) for t in cuts[:2] for o in orders]
-    return found + [Tiling(t.columns, t.rows, orders[0], block) for t in cuts[2:]]
+    orders = ["opr", "por"] if guarded else ["por", "orp"] if c.row else ["por"]
+    found = [Tiling(t.columns, t.rows, o, block) for t in cuts[:1] for o in orders]
+    return found + [Tiling(t.columns, t.rows, orders[0], block) for t in cuts[1:]]
 
 
 def _block(n: int, threads: int) -> int:
@@ -267,7 +266,8 @@ class _Tiler:
     def _lay(self, copy: str, source: str) -> None:
         """A copy lies as its source does, and is made in that order."""
         k = self.d.kernel
-        order = [p.dim for p in k.buffer(source).layout.parts]
+        parts = k.buffer(source).layout.parts
+        order = [p.dim for p in sorted(parts, key=lambda p: (-p.stride, p.size > 1))]
         if k.buffer(source).layout.strides is None:
             return
         sizes = k.buffer(copy).sizes
@@ -295,7 +295,16 @@ class _Tiler:
                 return False
             if lane in d.kernel.loops and not d.do(Vectorize(lane)):
                 return False
-        return d.do(Keep(buffer, "register"))
+        return self._registers(buffer)
+
+    def _registers(self, buffer: str) -> bool:
+        """A tile's rows are whole vectors, next to one another: each a variable."""
+        sizes, dim = self.d.kernel.buffer(buffer).sizes, self.c.dim
+        order = [n for n in range(len(sizes)) if n != dim]
+        lies = lay.dense(sizes, [*order, dim])
+        if lies != lay.dense(sizes) and not self.d.do(SetLayout(buffer, str(lies))):
+            return False
+        return self.d.do(Keep(buffer, "register"))
 
     def _accumulating(
         self, leaf: Store | Update, loops: Sequence[Loop]

@@ -43,7 +43,7 @@ from whet.run.measure import interleaved
 from whet.search import Budget
 from whet.store import Store
 
-KIND = "schedule-3"
+KIND = "schedule-4"
 LIBRARY = "library"
 PASS_S = 0.02  # seconds of timing for each draft of a cluster and pass
 HOPELESS = 1.5  # times the fastest, from which on a draft is slow
@@ -150,7 +150,7 @@ class Tuner:
         try:
             naively = generated.naive(closed, operands, results)
             for d in drafts(naively, generated.fixed(naively, operands), self.target):
-                made = generated.piece(closed, operands, results, d.schedule, self.target)
+                made = generated.scheduled(closed, operands, results, d.kernel, self.target)
                 pieces[d.name] = d, made
         except WhetError as fault:
             self.failures[f"{fault.summary}: {fault.got}"] += 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from whet.backend.cpp import function
 from whet.ir.graph import Graph, Node, apply, leaf
 from whet.ir.types import DType, TensorType
 from whet.kernel import layout as lay
@@ -80,7 +81,7 @@ def test_every_draft_computes_the_same(name: str) -> None:
     arrays = {b.name: rng.standard_normal(b.sizes) for b in k.inputs}
     want = run(k, arrays)["y0"]
     found = drafts(k, frozenset({"x1", "x2"}), NARROW)
-    assert found[-1].name == "chain"
+    assert found
     for d in found:
         again = scheduled(k, read(show(d.schedule)))
         assert not isinstance(again, Illegal), again
@@ -107,6 +108,36 @@ def test_a_chain_of_rows_is_one_loop_over_rows() -> None:
     assert all(s.kind == "vector" for s in inner)
     assert all(b.role in ("register", "stack") for b in k.scratch)
     assert not any(isinstance(s, Loop) and s.kind == "parallel" for s in walk(k.body))
+
+
+def test_threads_share_loops_that_were_collapsed() -> None:
+    """Rows in steps within images' lines: fifty-six tiles in one loop."""
+    k = naive(convolution(1, 8, 16, 28, 1, 1, 1))
+    for d in drafts(k, frozenset({"x1", "x2"}), replace(NARROW, threads=4)):
+        assert any(isinstance(s, Loop) and s.kind == "parallel" for s in d.kernel.body), d.name
+
+
+def test_a_tile_of_registers_lies_along_its_vectors() -> None:
+    """Each row of it is whole vectors, with a rest of lanes at the end."""
+    k = naive(convolution(1, 8, 6, 8, 1, 1, 1))
+    (d, *_) = drafts(k, frozenset({"x1", "x2"}), NARROW)
+    (tile,) = (b for b in d.kernel.scratch if b.role == "register")
+    strides = tile.layout.strides
+    assert strides is not None
+    assert [n for n, s in zip(tile.sizes, strides, strict=True) if n > 1 and s == 1] == [6]
+    assert "vf t" in function("f", d.kernel, NARROW).text
+
+
+def test_a_copy_of_what_is_padded_lies_as_its_source() -> None:
+    k = naive(CASES["depthwise"])
+    for d in drafts(k, frozenset({"x1", "x2"}), NARROW):
+        (copy,) = (b for b in d.kernel.scratch if b.name.startswith("x0_s"))
+        assert [p.dim for p in copy.layout.parts] == [0, 2, 3, 1]
+
+
+def test_few_drafts_are_made() -> None:
+    for name in CASES:
+        assert len(drafts(naive(CASES[name]), frozenset({"x1", "x2"}), NARROW)) <= 4, name
 
 
 def test_threads_share_what_is_large_enough() -> None:

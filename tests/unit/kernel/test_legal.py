@@ -103,6 +103,23 @@ def test_what_is_independent_is_not_refused(move: str) -> None:
         assert not isinstance(attempt(parse(HEAD + SCAN), read(move)[0]), Illegal)
 
 
+DIGITS = """
+for i in range(16):
+    for j in range(4):
+        y[i // 2, j + {step} * (i % 2)] = x[i // 2, j]
+"""
+
+
+def test_a_loop_over_digits_is_independent_where_each_of_them_is() -> None:
+    (made,) = read("parallelize(i)")
+    assert not isinstance(attempt(parse(HEAD + DIGITS.format(step=4)), made), Illegal)
+    refused = attempt(parse(HEAD + DIGITS.format(step=3)), made)  # columns 3 are written twice
+    assert isinstance(refused, Illegal)
+    assert refused.kind == "dependence"
+    lost = parse(HEAD + DIGITS.format(step=4).replace("y[i // 2,", "y[i // 4,"))
+    assert isinstance(attempt(lost, made), Illegal)  # two rows in one
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
