@@ -40,6 +40,8 @@ from whet.run.calling import Runner
 from whet.run.choice import Chooser
 from whet.run.engine import region
 from whet.run.fusing import fused
+from whet.run.gains import Stopwatch, is_slower
+from whet.run.guilty import acquitted
 from whet.run.measure import Timing, choose, interleaved
 from whet.run.module import Found, Optimized
 from whet.run.native import native
@@ -64,9 +66,12 @@ NOTES = {
     "rewrites": "plain library calls, one after another",
     "kernels": "chosen library kernels, one after another",
     "region": "chosen library kernels inside one compiled region",
+    "unrewritten": "chosen library kernels, one after another, without rewrites",
     "unmerged": "the same, without rewrites that merge or hoist",
+    "region-unrewritten": "the same, without rewrites",
     "native": "one C program: generated kernels and library calls in planned memory",
     "native-unmerged": "the same, without rewrites that merge or hoist",
+    "native-unrewritten": "the same, without rewrites",
     "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
 }
 TUNING_S = 30.0  # seconds that must be left for kernels to be tuned
@@ -188,6 +193,7 @@ class _Walk:
         """What the report says of the program that was kept, and of the way there."""
         report, chooser = self.report, self.chooser
         report.rewrites = list(best.rewritten.rows)
+        report.gains = list(best.rewritten.gains)
         report.engine = best.program.engine if best.program else "original"
         report.kernels = dict(best.program.lowered.kernels) if best.program else {}
         report.hits, report.misses = self.recalls + chooser.hits, chooser.measured
@@ -237,7 +243,8 @@ class _Walk:
         candidates: list[_Candidate] = []
         try:
             with self._phase("rewrite"):
-                graph, *others = self._rewrite(captured)
+                variants = self._rewrite(captured, oracle)
+            graph = variants[0][1]
             if "rewrites" not in self.disable:
                 plain = replace(self.chooser, libraries=False)
                 candidates.append(self._steps("rewrites", graph, captured, plain))
@@ -247,18 +254,25 @@ class _Walk:
                 with self._phase("kernels"):
                     self.progress("choosing kernels")
                     candidates.append(self._steps("kernels", graph, captured, self.chooser))
+                    last, source = variants[-1]
+                    if last and self._left() > 0.5 * self.budget_s:
+                        candidates.append(self._steps(last, source, captured, self.chooser))
+                        new, old = candidates[-2:]
+                        if self._is_slower(new, old, captured):
+                            variants.insert(0, variants.pop())
             if "regions" not in self.disable:
                 with self._phase("compile"):
                     self.progress("compiling the body")
-                    candidates += self._regions("region", graph, captured)
-                    for other in others if self._left() > 0.4 * self.budget_s else ():
-                        candidates += self._regions("unmerged", other, captured)
+                    for name, variant in self._affordable(variants):
+                        name = {"": "region", "unmerged": name}.get(name, f"region-{name}")
+                        candidates += self._regions(name, variant, captured)
             if "native" not in self.disable:
                 with self._phase("native"):
                     self.progress("compiling a native program")
-                    candidates += self._natives("native", graph, captured)
-                    for other in others if self._left() > 0.3 * self.budget_s else ():
-                        candidates += self._natives("native-unmerged", other, captured)
+                    for name, variant in self._affordable(variants):
+                        name = f"native-{name}" if name else "native"
+                        candidates += self._natives(name, variant, captured)
+            graph = variants[0][1]
             if not self.disable & {"native", "generated"} and self._left() > TUNING_S:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
@@ -268,14 +282,56 @@ class _Walk:
         with self._phase("measure"):
             return self._measure(captured, candidates, oracle)
 
-    def _rewrite(self, captured: Captured) -> list[Rewritten]:
-        """The graphs worth compiling, the most rewritten first."""
+    def _affordable(
+        self, variants: Sequence[tuple[str, Rewritten]]
+    ) -> Iterator[tuple[str, Rewritten]]:
+        """The first graph, and others while there is much time left."""
+        for k, variant in enumerate(variants):
+            if k == 0 or self._left() > (0.25 + 0.15 * k) * self.budget_s:
+                yield variant
+
+    def _rewrite(self, captured: Captured, oracle: Oracle) -> list[tuple[str, Rewritten]]:
+        """The graphs worth compiling by name, the most rewritten first, the captured one last."""
         if "rewrites" in self.disable:
-            return [Rewritten(captured.graph)]
+            return [("", Rewritten(captured.graph))]
         self.progress("searching rewrites")
-        found = rewritten(captured.graph, self.store, Budget(seconds=0.3 * self.budget_s))
+        budget = Budget(seconds=0.3 * self.budget_s)
+        chooser = replace(self.chooser, region=False)
+        watch = Stopwatch(chooser, 0.1 * self.budget_s)
+        found = rewritten(captured.graph, self.store, budget, watch=watch)
         self.report.stop = found[0].stop
-        return found
+        if found[0].steps and found[0].stop != str(StopReason.INTERRUPTED):
+            best, self.report.blames = acquitted(
+                found[0], lambda g: self._judged(g, captured, oracle), oracle.allowed,
+                lambda names: rewritten(
+                    captured.graph, self.store, budget, watch=watch, without=names
+                )[0],
+            )  # fmt: skip
+            if self.report.blames:
+                found = [best, *(f for f in found[-1:] if f.graph != best.graph)]
+        names = ("", "unmerged", "unrewritten")
+        return [(names[k] if f.steps or not k else names[-1], f) for k, f in enumerate(found)]
+
+    def _judged(self, graph: Graph, captured: Captured, oracle: Oracle) -> tuple[float, bool]:
+        """A graph's error as plain library calls, and whether it may stand for the original's."""
+        plain = replace(self.chooser, libraries=False)
+        program = self._steps("rewrites", Rewritten(graph), captured, plain).program
+        assert program is not None
+        return oracle.judge(self._result(program, captured))
+
+    def _result(self, program: Program, captured: Captured) -> Any:
+        """What a program answers to the example inputs."""
+        leaves = captured.signature.flatten(self.args, self.kwargs)
+        assert leaves is not None
+        return captured.signature.unflatten(program(captured.signature.inputs(leaves)), leaves)
+
+    def _is_slower(self, new: _Candidate, old: _Candidate, captured: Captured) -> bool:
+        """Whether a program is surely slower than another, both as library calls in turns."""
+        inputs = self._inputs(captured)
+        programs = {"new": new.program, "old": old.program}
+        calls = {n: (lambda p=p: p(inputs)) for n, p in programs.items() if p is not None}
+        timings = interleaved(calls, budget_s=MEASURE_S / 6, min_rounds=9, collect=False)
+        return is_slower(timings["new"], timings["old"])
 
     def _left(self) -> float:
         """Seconds of the budget that are left."""
@@ -333,19 +389,14 @@ class _Walk:
 
         Timed is what the user will call, checks of the arguments included.
         """
-        leaves = captured.signature.flatten(self.args, self.kwargs)
-        assert leaves is not None
-        inputs = captured.signature.inputs(leaves)
         right: dict[str, _Candidate] = {}
         stages: list[Stage] = []
         calls: dict[str, Callable[[], object]] = {
             "original": lambda: self.model(*self.args, **self.kwargs)
         }
         for c in candidates:
-            program = c.program
-            assert program is not None
-            result = captured.signature.unflatten(program(inputs), leaves)
-            c.error, good = oracle.judge(result)
+            assert c.program is not None
+            c.error, good = oracle.judge(self._result(c.program, captured))
             if good:
                 right[c.name], module = c, self._module(captured, c)
                 calls[c.name] = lambda m=module: m(*self.args, **self.kwargs)  # type: ignore[misc]
@@ -375,14 +426,10 @@ class _Walk:
         if found is None:
             return None
         if found.program is not None:
-            leaves = captured.signature.flatten(self.args, self.kwargs)
-            assert leaves is not None
-            results = found.program(captured.signature.inputs(leaves))
-            _, right = oracle.judge(captured.signature.unflatten(results, leaves))
-            if not right:
+            if not oracle.judge(self._result(found.program, captured))[1]:
                 return None
         before = Report.from_json(found.report)
-        for name in ("stages", "rewrites", "kernels", "engine", "stop"):
+        for name in ("stages", "rewrites", "gains", "blames", "kernels", "engine", "stop"):
             setattr(self.report, name, getattr(before, name))
         self.recalls += 1
         steps = tuple(map(certificate.parse, found.plan.rewrites))

@@ -17,8 +17,8 @@ def test_nothing_is_begun_after_an_interrupted_search(monkeypatch):
     """The search swallows Ctrl-C to keep what it found; the walk must hear of it all the same."""
     plain = walk.rewritten
 
-    def interrupted(*args):
-        (first, *_) = plain(*args)
+    def interrupted(*args, **more):
+        (first, *_) = plain(*args, **more)
         return [walk.replace(first, stop="Interrupted")]
 
     def begun(*_):

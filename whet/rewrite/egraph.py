@@ -100,6 +100,11 @@ class EGraph:
     def __contains__(self, node: object) -> bool:
         return node in self._number
 
+    @property
+    def terms(self) -> tuple[Node, ...]:
+        """Every term, in the order they came."""
+        return tuple(self._terms)
+
     def find(self, node: Node) -> Node:
         """The representative of a term's class: the term that was there first."""
         return self._terms[self._oldest[self._root(self._number[node])]]

@@ -6,17 +6,29 @@ An application is an equation: the rule's two sides, built over representatives.
 and one class. Budgets are counted in e-nodes, rounds and matches; a way with more matches in one
 round than it may have rests for a few (the backoff of egg, Willsey et al., POPL 2021), so that one
 rule that is always applicable does not starve the others.
+
+    journal := (given | round) *                 one line of JSON each
+    given   := a match that another search found, as in a certificate
+    round   := drawn, applied, nodes             nodes: e-nodes after it
+    drawn   := (way, matches, rested) *          in the order they were asked
+
+Matches come in one order, so `replay` needs no more than how many there were, whatever ended the
+run, a clock or a count.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
-from whet.errors import WhetError
+from whet.errors import SearchError, WhetError
 from whet.ir.graph import Node, topological
 from whet.ir.types import DType
+from whet.rewrite.certificate import Place, matched, place_of, proven, read, written
 from whet.rewrite.egraph import EGraph
 from whet.rewrite.ematch import View, Way, found
 from whet.rewrite.match import Match
@@ -42,6 +54,7 @@ class Saturation:
         refused: matches that were none, by reason.
         stop: why the last run ended.
         rounds: of all runs together.
+        journal: a line for each round.
     """
 
     classes: EGraph
@@ -52,6 +65,7 @@ class Saturation:
     refused: Counter[str] = field(default_factory=Counter)
     stop: StopReason | None = None
     rounds: int = 0
+    journal: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._born: dict[Node, int] = {}
@@ -86,40 +100,96 @@ class Saturation:
         self.stop = StopReason.BUDGET
         return self.stop
 
+    def replay(self, journal: Iterable[str]) -> None:
+        """Grow the e-graph as a journal says, from the start that it was written for.
+
+        Raises:
+            SearchError: it is no journal, or this start, these ways or this prover are others.
+        """
+        ways = {w.name: w for w in self.ways}
+        for number, line in enumerate(journal, 1):
+            try:
+                row: dict[str, Any] = json.loads(line)
+                if "given" in row:
+                    self.apply(self._given(row["given"]))
+                    continue
+                asked = [(ways[name], int(count), rests) for name, count, rests in row["drawn"]]
+                applied, nodes = int(row["applied"]), int(row["nodes"])
+            except (ValueError, KeyError, TypeError) as fault:
+                raise SearchError("not a round of a journal of these ways", got=line[:80],
+                                  expected=fault, where=f"round {number}") from None  # fmt: skip
+            self._begin()
+            view, matches = View(self.classes), list[tuple[Way, Match]]()
+            for way, count, rests in asked:
+                drawn = self._found(view, way)
+                found = list(islice(drawn, count))
+                matches += ((way, m) for m in found)
+                if len(found) != count or (not rests and next(drawn, None) is not None):
+                    raise SearchError("another number of matches than in the journal",
+                                      expected=count, got=len(found), where=way.name)  # fmt: skip
+                self._rest(way) if rests else self._seen(way)
+            for way, match in matches[:applied]:
+                self.apply(match, way)
+            self.rounds += 1
+            if len(self.classes) != nodes:
+                raise SearchError("another e-graph than in the journal", expected=nodes,
+                                  got=len(self.classes), where=f"round {number}")  # fmt: skip
+
     def _round(self, budget: Budget, most: int) -> bool:
-        changed = self.classes.take_touched(self._depth)
+        self._begin()
         view = View(self.classes)
         drawn: list[tuple[Way, list[Match]]] = []
+        rows: list[tuple[str, int, bool]] = []
         for way in self.ways:
-            missed = self._missed[way]
-            if missed is not None:  # None: this way has seen nothing yet
-                missed |= changed
             if self._resting.get(way, 0) > self.rounds:
                 continue
-            self._resting.pop(way, None)
-            drawn.append((way, self._drawn(view, way, missed, most)))
+            matches = list(islice(self._found(view, way), most))
+            rests = len(matches) == most
+            self._rest(way) if rests else self._seen(way)
+            drawn.append((way, matches))
+            if matches or rests:
+                rows.append((way.name, len(matches), rests))
             if budget.stop() is not None:
                 break
-        news = False
+        news, applied = False, 0
         for way, matches in drawn:
             for match in matches:
                 before = len(self.classes)
                 news |= self.apply(match, way)
+                applied += 1
                 budget.spend(nodes=max(0, len(self.classes) - before))
                 if budget.stop() is not None:
+                    self._write(rows, applied)
                     return True
+        self._write(rows, applied)
         return news
 
-    def _drawn(self, view: View, way: Way, missed: set[Node] | None, most: int) -> list[Match]:
-        """This way's matches; a way with too many of them rests, and has the others later."""
-        matches: list[Match] = []
-        for match in found(view, way, self.prover, missed, self._made[way]):
-            matches.append(match)
-            if len(matches) >= most:
-                self._resting[way] = self.rounds + REST
-                return matches
+    def _given(self, data: dict[str, Any]) -> Match:
+        (place,) = read(data)
+        nodes = {n.digest: n for n in self.classes.terms}
+        return matched(proven(place, self.prover), {**place.bindings, "roots": []}, nodes)
+
+    def _write(self, rows: Sequence[tuple[str, int, bool]], applied: int) -> None:
+        row = {"drawn": rows, "applied": applied, "nodes": len(self.classes)}
+        self.journal.append(json.dumps(row, ensure_ascii=False))
+
+    def _begin(self) -> None:
+        """Note for every way the classes that it has not seen as they are now."""
+        changed = self.classes.take_touched(self._depth)
+        for missed in self._missed.values():
+            if missed is not None:  # None: this way has seen nothing yet
+                missed |= changed
+
+    def _found(self, view: View, way: Way) -> Iterator[Match]:
+        return found(view, way, self.prover, self._missed[way], self._made[way])
+
+    def _rest(self, way: Way) -> None:
+        """A way with too many matches rests, and has the others later."""
+        self._resting[way] = self.rounds + REST
+
+    def _seen(self, way: Way) -> None:
+        self._resting.pop(way, None)
         self._missed[way] = set()
-        return matches
 
     def apply(self, match: Match, way: Way | None = None) -> bool:
         """State the equation that a match is; whether it was news.
@@ -130,7 +200,7 @@ class Saturation:
         if way is None:
             bound = {k: None if n is None else self.classes.add(n)
                      for k, n in match.tensors.items()}  # fmt: skip
-            match = replace(match, tensors=bound)
+            match = replace(match, tensors=bound, element=match.dtype)
         try:
             left, right = match.left, match.right
             reason = match.unfounded()
@@ -155,6 +225,10 @@ class Saturation:
         for a, b in zip(left, right, strict=True):
             news |= self.classes.union(a, b, number)
         self.equations.append(match)
+        if way is None:
+            bindings = {**place_of(match), "roots": [], "element": match.dtype.name}
+            place = Place(match.rule.statement, str(match.rule.proof), bindings)
+            self.journal.append(json.dumps({"given": written((place,))}, ensure_ascii=False))
         if news:
             self.counts[match.rule.name] += 1
         return news

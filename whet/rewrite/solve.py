@@ -3,6 +3,7 @@
     for each region        an e-graph of it, grown by the ways of all rules
     programs               the region itself, and what the best-first search finds there
     extraction             the cheapest kernels for each, no program known before being cheaper
+    options                the cheapest answers, with the equations each needs; one is taken
     line                   a derivation for every region that became cheaper
 
 Where a region is too large to saturate, the best-first search alone says what it becomes. Prices
@@ -12,8 +13,8 @@ arrive as an argument, and so does whatever is known of layouts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from whet.errors import WhetError
 from whet.ir.graph import Graph, Node
@@ -43,12 +44,14 @@ class Limits:
         rounds: of saturation.
         solver: seconds of the solver, each time it is asked.
         candidates: of the best-first search.
+        count: of answers that are kept, for whoever measures them.
     """
 
     nodes: int = 6000
     rounds: int = 6
     solver: float = 1.5
     candidates: int = 400
+    count: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,23 @@ class Pricing:
     convert: Callable[[TensorType, str, str], Cost] = lambda type, before, after: Cost.NONE
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A graph that a region may become.
+
+    Attributes:
+        graph: over the region's leaves.
+        cost: as the cheapest kernels for it.
+        gap: how far that may be from the best, as a share.
+        equations: why it is equal, in the order they came.
+    """
+
+    graph: Graph
+    cost: Cost
+    gap: float
+    equations: Sequence[Match]
+
+
 @dataclass
 class Solved:
     """What became of one region.
@@ -75,13 +95,13 @@ class Solved:
     Attributes:
         region: it.
         before, searched, after: seconds of the region itself, of what the best-first search made of
-            it, and of the answer; all as the cheapest kernels for them.
-        gap: how far the answer may be from the best, as a share.
+            it, and of the cheapest option; all as the cheapest kernels for them.
+        gap: how far `after` may be from the best, as a share.
         nodes: e-nodes at the end.
         stop: why saturation ended.
-        rules: equations that the answer needs, by rule.
-        becomes: the answer; None where the region stays.
-        equations: why it is equal.
+        options: what it may become, the cheapest first; none where it stays.
+        taken: which of them it becomes; None where it stays.
+        journal: of saturation, as JSON Lines; see `whet.rewrite.saturate`.
     """
 
     region: Region
@@ -91,9 +111,29 @@ class Solved:
     gap: float = 0.0
     nodes: int = 0
     stop: StopReason | None = None
-    rules: Counter[str] = field(default_factory=Counter)
-    becomes: Graph | None = None
-    equations: Sequence[Match] = ()
+    options: Sequence[Option] = ()
+    taken: int | None = None
+    journal: Sequence[str] = ()
+
+    @property
+    def option(self) -> Option | None:
+        """What the region becomes."""
+        return None if self.taken is None else self.options[self.taken]
+
+    @property
+    def becomes(self) -> Graph | None:
+        """The graph that takes the region's place; None where it stays."""
+        return None if self.option is None else self.option.graph
+
+    @property
+    def equations(self) -> Sequence[Match]:
+        """Why both are equal."""
+        return () if self.option is None else self.option.equations
+
+    @property
+    def rules(self) -> Counter[str]:
+        """Equations by rule."""
+        return Counter(m.rule.name for m in self.equations)
 
     def rows(self, graph: Graph) -> Iterator[tuple[str, str, str]]:
         """Rule, the user's line, and proof of every equation, at every occurrence.
@@ -117,14 +157,16 @@ class Solution:
     """A graph after all regions were solved.
 
     Attributes:
+        source: the graph that was searched.
+        regions: what became of each.
         graph: what it became.
         lines: of the certificate.
-        regions: what became of each.
     """
 
+    source: Graph
+    regions: tuple[Solved, ...]
     graph: Graph
     lines: tuple[Derivation, ...]
-    regions: tuple[Solved, ...]
 
     def seconds(self, which: str) -> float:
         """Seconds of all occurrences of all regions: "before", "searched" or "after"."""
@@ -149,27 +191,58 @@ def solve(
         known: whether a leaf is known ahead of time. In a joint training graph parameters are not.
         both: rules are read in both directions.
     """
-    lines: list[Derivation] = []
     solved: list[Solved] = []
-    original, now = graph.nodes, dict[Node, Node]()
     try:
         for region in regions(graph, known):
             if budget.stop() is not None:
                 break
-            answer = _region(
-                region, rules, pricing, prover, budget, limits or Limits(), known, both
+            solved.append(
+                _region(region, rules, pricing, prover, budget, limits or Limits(), known, both)
             )
-            solved.append(answer)
-            if answer.becomes is not None:
-                places = [{k: now.get(n, n) for k, n in p.items()} for p in region.places]
-                line, graph, new = derivation_of(
-                    graph, region.graph, answer.becomes, places, answer.equations
-                )
-                now = {n: new[now.get(n, n)] for n in original if now.get(n, n) in new}
-                lines.append(line)
     except KeyboardInterrupt:
         budget.cancel()
-    return Solution(graph, tuple(lines), tuple(solved))
+    steps = list(composed(graph, solved))
+    after = steps[-1][2] if steps else graph
+    return Solution(graph, tuple(solved), after, tuple(line for _, line, _ in steps))
+
+
+def composed(graph: Graph, solved: Sequence[Solved]) -> Iterator[tuple[Solved, Derivation, Graph]]:
+    """One region after the other replaced by the option that was taken: it, the line of the
+    certificate, and the graph by then."""
+    source, now = graph, dict[Node, Node]()
+    for answer in solved:
+        option = answer.option
+        if option is None:
+            continue
+        places = [{k: now.get(n, n) for k, n in p.items()} for p in answer.region.places]
+        line, graph, new = derivation_of(
+            graph, answer.region.graph, option.graph, places, option.equations
+        )
+        now = {n: new[now.get(n, n)] for n in source.nodes if now.get(n, n) in new}
+        yield answer, line, graph
+
+
+def by_rules(
+    answer: Solved,
+    names: Collection[str],
+    pricing: Pricing,
+    *,
+    limits: Limits | None = None,
+    known: Callable[[Node], bool] = is_known,
+) -> Option | None:
+    """What a region becomes by some of the equations of its answer; None where it stays.
+
+    Args:
+        names: of the rules whose equations may be used.
+    """
+    start = answer.region.graph
+    grown = Saturation(EGraph(start.nodes), ())
+    for match in answer.equations:
+        if match.rule.name in names:
+            grown.apply(match)
+    found = _extracted(grown.classes, [start.nodes], start.results, pricing, known,
+                       replace(limits or Limits(), count=1))  # fmt: skip
+    return next(_options(start, found, grown), None)
 
 
 def _region(
@@ -188,26 +261,35 @@ def _region(
     searched = _best_first(start, rules, pricing, prover, budget, limits, grown)
     if len(start.nodes) <= FITS:
         found.stop = grown.run(budget.part(nodes=limits.nodes), rounds=limits.rounds)
-    found.nodes = len(grown.classes)
+    found.nodes, found.journal = len(grown.classes), tuple(grown.journal)
     programs = [start.nodes] if searched is start else [start.nodes, searched.nodes]
     answers = _extracted(grown.classes, programs, start.results, pricing, known, limits)
-    found.before = _kernels(start, pricing, known, limits)
-    found.searched = (
-        found.before if searched is start else _kernels(searched, pricing, known, limits)
-    )
-    if not answers or answers[0].cost.seconds >= 0.999 * found.before.seconds:
-        found.after = found.before
-        return found
-    best = answers[0]
-    found.after, found.gap = best.cost, best.gap
-    for node in best.made:
-        grown.classes.add(node)
-    found.equations = grown.needed(zip(start.results, best.made, strict=True))
-    found.rules = Counter(m.rule.name for m in found.equations)
-    becomes = Graph(start.inputs, best.made)
-    if becomes.outputs != start.outputs and found.equations:
-        found.becomes = becomes
+    found.before, _ = _kernels(start, pricing, known, limits)
+    found.searched, own = found.before, None
+    if searched is not start:
+        found.searched, own = _kernels(searched, pricing, known, limits)
+    # A solver that was stopped may not have come as far as the other search.
+    if own is not None and all(found.searched.seconds < a.cost.seconds for a in answers):
+        answers.insert(0, replace(own, made=searched.results, bound=0.0))
+    found.after = found.before
+    cheaper = [a for a in answers if a.cost.seconds < 0.999 * found.before.seconds]
+    if cheaper:
+        found.options = tuple(_options(start, cheaper, grown))
+    if found.options:
+        found.after, found.gap, found.taken = found.options[0].cost, found.options[0].gap, 0
     return found
+
+
+def _options(start: Graph, found: Iterable[Extraction], grown: Saturation) -> Iterator[Option]:
+    """Answers of the solver with the equations they need; only such as change something."""
+    seen = {start.outputs}
+    for e in found:
+        for node in e.made:
+            grown.classes.add(node)
+        equations = grown.needed(zip(start.results, e.made, strict=True))
+        if equations and e.made not in seen:
+            seen.add(e.made)
+            yield Option(Graph(start.inputs, e.made), e.cost, e.gap, equations)
 
 
 def _extracted(
@@ -220,13 +302,16 @@ def _extracted(
 ) -> list[Extraction]:
     columns = Columns(classes, pricing.kernels, known, roots)
     return extract(columns, programs, roots, border=pricing.border, convert=pricing.convert,
-                   seconds=limits.solver)  # fmt: skip
+                   seconds=limits.solver, count=limits.count)  # fmt: skip
 
 
-def _kernels(graph: Graph, pricing: Pricing, known: Callable[[Node], bool], limits: Limits) -> Cost:
-    """What a graph costs as it is, in the cheapest kernels."""
-    answers = _extracted(EGraph(graph.nodes), [], graph.results, pricing, known, limits)
-    return answers[0].cost if answers else Cost.IMPOSSIBLE
+def _kernels(
+    graph: Graph, pricing: Pricing, known: Callable[[Node], bool], limits: Limits
+) -> tuple[Cost, Extraction | None]:
+    """What a graph costs as it is, in the cheapest kernels, and these."""
+    one = replace(limits, count=1)
+    answers = _extracted(EGraph(graph.nodes), [], graph.results, pricing, known, one)
+    return (answers[0].cost, answers[0]) if answers else (Cost.IMPOSSIBLE, None)
 
 
 def _best_first(

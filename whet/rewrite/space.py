@@ -97,20 +97,21 @@ class RewriteSpace:
 
     def applied(self, graph: Graph) -> list[Match]:
         """The matches that lead from the start to a graph that was proposed, in order."""
-        groups: list[tuple[Match, ...]] = []
+        return [m for _, group, *_ in self.path(graph) for m in group]
+
+    def path(self, graph: Graph) -> list[tuple[Graph, tuple[Match, ...], Graph, Step]]:
+        """The way from the start to a graph that was proposed: before, matches, after, and the step
+        of the certificate. Raises KeyError for another graph."""
+        found: list[tuple[Graph, tuple[Match, ...], Graph, Step]] = []
         while graph != self.graph:
-            graph, move = self._reached[graph]
-            groups.append(move.matches)
-        return [m for group in reversed(groups) for m in group]
+            before, move = self._reached[graph]
+            found.append((before, move.matches, graph, step_of(before, move.matches, graph)))
+            graph = before
+        return found[::-1]
 
     def certificate(self, graph: Graph) -> tuple[Step, ...]:
         """The steps from the start to a graph that was proposed. Raises KeyError for another."""
-        moves: list[tuple[Graph, Move, Graph]] = []
-        while graph != self.graph:
-            before, move = self._reached[graph]
-            moves.append((before, move, graph))
-            graph = before
-        return tuple(step_of(b, m.matches, a) for b, m, a in reversed(moves))
+        return tuple(step for *_, step in self.path(graph))
 
     def _moves(self, graph: Graph, conjecture: Conjecture) -> Iterator[Move]:
         found = [m for m in matches(graph, conjecture, self.prover) if not is_risky(m)]

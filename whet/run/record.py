@@ -1,8 +1,10 @@
 """What was done to a model and what came of it: the report of one optimization, as data.
 
-    Report  := model engine threads Stage* Rewrite* coverage kernels Opaque* … seconds by phase
+    Report  := model engine threads Stage* Rewrite* Gain* Blame* coverage … seconds by phase
     Stage   := name seconds spread error note      one measured state of the model
-    Rewrite := rule where proof                    one step of the certificate, for reading
+    Rewrite := rule where proof module             one step of the certificate, for reading
+    Gain    := rules module times before after     what a rewrite does to the part that it changes
+    Blame   := rules module error allowed          a rewrite left out because it was not exact
     Opaque  := target where reason                 a library call carried through untouched
 
 Times are seconds of one call, medians of rounds in which all stages ran in turns. An error is
@@ -47,11 +49,52 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A rewrite that was applied: the rule, the user's line it hit, the proof in one line."""
+    """A rewrite that was applied: the rule, the user's line it hit, the proof in one line, and the
+    module of the model that it is in."""
 
     rule: str
     where: str
     proof: str
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a rewrite was measured to be worth where it was found.
+
+    Attributes:
+        rules: that it applies.
+        module: where in the model, numbers that differ as stars.
+        times: how often it occurs.
+        before, after: seconds of the part that it changes, library calls one after another; NaN
+            where there was no time to measure it.
+        together: whether other rewrites change the same part, and this row is all of them.
+        kept: whether the program has it.
+    """
+
+    rules: str
+    module: str
+    times: int
+    before: float
+    after: float
+    together: bool = False
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """A rewrite that was left out, because with it the program was not exact enough.
+
+    Attributes:
+        rules, module: as in `Gain`.
+        error: of the program with it, relative to float64.
+        allowed: what it may be.
+    """
+
+    rules: str
+    module: str
+    error: float
+    allowed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +117,8 @@ class Report:
         threads: threads that kernels were chosen for.
         stages: what was timed, the one named "original" among them.
         rewrites: in the order they were applied.
+        gains: what rewrites were measured to be worth, alone and together.
+        blames: rewrites left out for their errors.
         coverage: how often each library call occurs in the captured model.
         kernels: how many clusters each kernel runs.
         opaques: calls that no record computes.
@@ -92,6 +137,8 @@ class Report:
     threads: int = 0
     stages: list[Stage] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
+    gains: list[Gain] = field(default_factory=list)
+    blames: list[Blame] = field(default_factory=list)
     coverage: Mapping[str, int] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
     opaques: list[Opaque] = field(default_factory=list)
@@ -169,6 +216,7 @@ class Report:
             for name, row in _ROWS.items():
                 values[name] = [row(**cells) for cells in values.get(name, ())]
             values["stages"] = [_timed(stage) for stage in values["stages"]]
+            values["gains"] = [_measured(gain) for gain in values["gains"]]
             return cls(**values)
         except TypeError as fault:
             raise ReportError(
@@ -177,9 +225,11 @@ class Report:
             ) from fault  # fmt: skip
 
 
-_ROWS: Mapping[str, type[Stage] | type[Rewrite] | type[Opaque]] = {
+_ROWS: Mapping[str, type[Stage] | type[Rewrite] | type[Gain] | type[Blame] | type[Opaque]] = {
     "stages": Stage,
     "rewrites": Rewrite,
+    "gains": Gain,
+    "blames": Blame,
     "opaques": Opaque,
 }
 
@@ -191,3 +241,8 @@ def _plain(value: Any) -> Any:
 
 def _timed(stage: Stage) -> Stage:
     return stage if stage.seconds is not None else replace(stage, seconds=math.nan)
+
+
+def _measured(gain: Gain) -> Gain:
+    known = gain.before is not None and gain.after is not None
+    return gain if known else replace(gain, before=math.nan, after=math.nan)

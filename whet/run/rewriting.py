@@ -1,28 +1,36 @@
 """Rewriting a captured graph: what is searched, with which rules, and what is kept of it.
 
-    folded   best-first with the rules that leave no doubt: folding into weights, neutral elements,
-             whole operators from their pieces, movement
-    solved   from there on every rule at once, region by region: equality saturation, then the
-             cheapest kernels
+    folded    best-first with the rules that leave no doubt: folding into weights, neutral elements,
+              whole operators from their pieces, movement
+    solved    from there on every rule at once, region by region: equality saturation, then the
+              cheapest kernels, the best few answers for each
+    measured  each part that changed, before and after; what is slower is left out
 
-Both are priced by prediction. Whether merging products that share an operand, hoisting and
-association pay depends on library and shape, so both graphs go on to be compiled and measured.
+Searches price by prediction. Whether merging products that share an operand, hoisting and
+association pay depends on library and shape, so the parts are timed, and the graphs that come of it
+go on to be compiled and measured, the one without any rewrite among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 
 from whet.ir.graph import Graph
+from whet.ir.text import print_graph
 from whet.rewrite.certificate import Line
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
+from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
-from whet.rewrite.solve import solve
+from whet.rewrite.region import instances
+from whet.rewrite.solve import Solved, by_rules, composed, solve
 from whet.rewrite.space import RewriteSpace
+from whet.run.gains import Part, Stopwatch, fastest, is_slower, parts
+from whet.run.modules import module_of, pattern
 from whet.run.pricing import predicted, pricing
-from whet.run.record import Rewrite
+from whet.run.record import Gain, Rewrite
 from whet.search import Budget, Greedy, Journal, StopReason, search
 from whet.store import Store
 
@@ -43,7 +51,13 @@ class Rewritten:
         steps: of the certificate, in order.
         rows: the same for readers.
         stop: why the search ended.
-        journals: of the searches that led here, as JSON Lines; `whet.search.replay` reads them.
+        journals: of the searches that led here, as JSON Lines: the best-first search's, which
+            `whet.search.replay` reads, then one for each region that changed, which `regrown` does.
+        gains: what parts were measured to be worth, those left out for it among them.
+        before: this without its last line; None where there is none.
+        changed: rules and module of the last line.
+        answer: the region that the last line is about, None where it is none.
+        regions: all regions, where any became something else.
     """
 
     graph: Graph
@@ -51,6 +65,11 @@ class Rewritten:
     rows: tuple[Rewrite, ...] = ()
     stop: str = ""
     journals: tuple[str, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    before: Rewritten | None = None
+    changed: tuple[tuple[str, ...], str] = ((), "")
+    answer: Solved | None = None
+    regions: tuple[Solved, ...] = ()
 
     @property
     def certificate(self) -> tuple[str, ...]:
@@ -83,28 +102,132 @@ class Proofs(MutableMapping[str, str]):
         return len(self.store.keys("proof"))
 
 
-def rewritten(graph: Graph, store: Store, budget: Budget) -> list[Rewritten]:
-    """The graphs worth compiling: all rules first, then without those in doubt, if that differs."""
+def rewritten(
+    graph: Graph,
+    store: Store,
+    budget: Budget,
+    *,
+    watch: Stopwatch | None = None,
+    without: Collection[str] = (),
+) -> list[Rewritten]:
+    """The graphs worth compiling: all rules first, then without those in doubt, then without any,
+    as far as these differ.
+
+    Args:
+        watch: times the parts that change; without one predictions decide.
+        without: names of rules that are not used.
+    """
     prover = Prover(Proofs(store))
-    folded = _searched(Rewritten(graph), SURE, prover, budget)
+    plain = Rewritten(graph)
+    sure = {n: c for n, c in SURE.items() if n not in without}
+    folded, found = _searched(plain, sure, prover, budget)
     if folded.stop == str(StopReason.INTERRUPTED):  # who stops one search has not asked for another
         return [folded]
-    best = _solved(folded, prover, budget)
-    return [best] if best.graph == folded.graph else [best, folded]
+    if watch is not None:
+        gains, slow = _timed(found, watch)
+        if slow:
+            sure = {n: c for n, c in sure.items() if n not in slow}
+            folded, _ = _searched(plain, sure, prover, budget)
+        folded = replace(folded, gains=tuple(gains))
+    every = {n: c for n, c in searched_with().items() if n not in without}
+    best = _solved(folded, every, prover, budget, watch)
+    return list({r.graph.digest: r for r in (plain, folded, best)}.values())[::-1]
 
 
-def _solved(start: Rewritten, prover: Prover, budget: Budget) -> Rewritten:
-    solution = solve(start.graph, searched_with(), pricing(start.graph), prover, budget)
+def _solved(
+    start: Rewritten,
+    rules: Mapping[str, Conjecture],
+    prover: Prover,
+    budget: Budget,
+    watch: Stopwatch | None,
+) -> Rewritten:
+    solution = solve(start.graph, rules, pricing(start.graph), prover, budget)
     stops = {s.stop for s in solution.regions if s.stop is not None}
     stop = budget.stop() or (StopReason.BUDGET if StopReason.BUDGET in stops else None)
-    rows = [Rewrite(*row) for s in solution.regions for row in s.rows(start.graph)]
-    return Rewritten(
-        solution.graph,
-        (*start.steps, *solution.lines),
-        (*start.rows, *rows),
-        str(stop or StopReason.SATURATED),
-        start.journals,
-    )
+    gains = [g for s in solution.regions for g in _chosen(s, start.graph, watch)]
+    last = replace(
+        start, stop=str(stop or StopReason.SATURATED), gains=(*start.gains, *gains)
+    )  # fmt: skip
+    return with_regions(last, solution.regions)
+
+
+def with_regions(start: Rewritten, regions: Sequence[Solved]) -> Rewritten:
+    """A graph with each of its regions as the option that was taken, line by line."""
+    now = start
+    for answer, line, graph in composed(start.graph, regions):
+        places = places_of(answer, start.graph)
+        rows = [Rewrite(*row) for row in _rows(answer, places, start.graph)]
+        journal = "\n".join((print_graph(answer.region.graph), *answer.journal))
+        now = Rewritten(
+            graph, (*now.steps, line), (*now.rows, *rows), start.stop,
+            (*now.journals, journal), start.gains, now,
+            (tuple(answer.rules), pattern(places)), answer, tuple(regions),
+        )  # fmt: skip
+    return now
+
+
+def _rows(
+    answer: Solved, places: Sequence[str], graph: Graph
+) -> Iterator[tuple[str, str, str, str]]:
+    rows = list(answer.rows(graph))
+    each = len(rows) // max(1, len(places))
+    for k, row in enumerate(rows):
+        yield *row, places[k // each]
+
+
+def places_of(answer: Solved, graph: Graph) -> list[str]:
+    """The user's module for each occurrence of a region."""
+    found = []
+    for place in answer.region.places:
+        outer = instances(answer.region.graph, place)
+        roots = [n for m in answer.equations for n in m.left if n in outer]
+        stops = [n for m in answer.equations for n in m.tensors.values() if n in outer]
+        roots = roots or list(answer.region.graph.results)
+        found.append(module_of([outer[n] for n in roots], [outer[n] for n in stops if n]))
+    return found
+
+
+def _chosen(answer: Solved, graph: Graph, watch: Stopwatch | None) -> Iterator[Gain]:
+    """Take the option that was measured fastest, none where the region itself was; what each of
+    its rules is worth alone, and all together."""
+    if answer.option is None or watch is None:
+        return
+    start, where = answer.region.graph, pattern(places_of(answer, graph))
+    names, count = tuple(answer.rules), len(answer.region.places)
+    timings = watch.times(start, *(o.graph for o in answer.options))
+    if timings is None:
+        yield Gain(", ".join(names), where, count, math.nan, math.nan)
+        return
+    best = fastest(timings)
+    took = timings[best or 1].median_s
+    answer.taken = best - 1 if best else None
+    kept = best > 0
+    if kept:
+        names, where = tuple(answer.rules), pattern(places_of(answer, graph))
+    if len(names) > 1:
+        for name in names:
+            alone = by_rules(answer, {name}, pricing(graph)) if kept else None
+            times = watch.times(start, alone.graph) if alone is not None else None
+            if times is not None:
+                yield Gain(name, where, count, times[0].median_s, times[1].median_s)
+    yield Gain(
+        ", ".join(names), where, count, timings[0].median_s, took, len(names) > 1, kept
+    )  # fmt: skip
+
+
+def _timed(found: Sequence[Part], watch: Stopwatch) -> tuple[list[Gain], set[str]]:
+    """What the parts of the first search are worth, and the rules that made any of them slower."""
+    gains: list[Gain] = []
+    slow: set[str] = set()
+    for part in found:
+        times = watch.times(part.before, part.after)
+        before, after = (t.median_s for t in times) if times else (math.nan, math.nan)
+        if times is not None and is_slower(times[1], times[0]):
+            slow.update(part.rules)
+        gains.append(
+            Gain(", ".join(part.rules), pattern(part.places), len(part.places), before, after)
+        )
+    return [replace(g, kept=g.rules not in slow) for g in gains], slow
 
 
 def searched_with() -> Mapping[str, Conjecture]:
@@ -121,17 +244,28 @@ def space_of(
 
 def _searched(
     start: Rewritten, rules: Mapping[str, Conjecture], prover: Prover, budget: Budget
-) -> Rewritten:
+) -> tuple[Rewritten, list[Part]]:
+    """What the best-first search leads to, step by step, and the parts that it changed."""
     space = space_of(start.graph, rules, prover)
     journal = Journal()
     outcome = search(space, Greedy(), budget.part(), journal)
-    best = outcome.best.state
-    steps = space.certificate(best)
-    lines = {n.digest: line for g in (start.graph, best) for n, line in g.where.items()}
-    rows = [
-        Rewrite(place.name, lines.get(place.roots[0], ""), place.proof)
-        for step in steps
-        for place in step.places
-    ]
+    best, now = outcome.best.state, start
+    found: list[Part] = []
+    for before, group, after, step in space.path(best):
+        places = [_module(m) for m in group]
+        rows = [
+            Rewrite(p.name, next((before.where[r] for r in m.roots if r in before.where), ""),
+                    p.proof, place)
+            for p, m, place in zip(step.places, group, places, strict=True)
+        ]  # fmt: skip
+        found += parts(before, group, places)
+        now = Rewritten(
+            after, (*now.steps, step), (*now.rows, *rows), before=now,
+            changed=((group[0].rule.name,), pattern(places)),
+        )  # fmt: skip
     journals = (*start.journals, "\n".join(journal.lines) + "\n")
-    return Rewritten(best, start.steps + steps, (*start.rows, *rows), str(outcome.stop), journals)
+    return replace(now, stop=str(outcome.stop), journals=journals), found
+
+
+def _module(m: Match) -> str:
+    return module_of(m.roots, [n for n in m.tensors.values() if n is not None])

@@ -1,0 +1,145 @@
+"""What a rewrite is worth: the part that it changes, timed before and after, in turns.
+
+    part := before, after, places          closed graphs over the same leaves
+
+Both run as library calls one after another, of the same choice of kernels, over tensors drawn at
+random; weights are folded ahead of time, as in a program. Equal parts are timed once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from whet.backend.cluster import Cluster
+from whet.backend.lowered import body_nodes, example, lower
+from whet.backend.packed import Kernel
+from whet.errors import WhetError
+from whet.ir.graph import Graph, Node, leaf, rebuilt
+from whet.rewrite.match import Match
+from whet.run.engine import steps
+from whet.run.measure import Timing, faster, interleaved
+
+Choose = Callable[[Cluster, list[Kernel]], Kernel]
+EACH_S = 0.15  # seconds of measuring for one part
+ROUNDS = 9
+SLOWER = 0.97  # of the speed before, from which on a part counts as slower
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a rewrite changes.
+
+    Attributes:
+        rules: names, of what is applied in it.
+        before, after: closed graphs over the same leaves.
+        places: the user's module for each occurrence.
+    """
+
+    rules: tuple[str, ...]
+    before: Graph
+    after: Graph
+    places: tuple[str, ...]
+
+
+@dataclass
+class Stopwatch:
+    """Times closed graphs, each set of them once, as long as its seconds last.
+
+    Args:
+        choose: which library kernel runs a cluster.
+        seconds: for all of it.
+    """
+
+    choose: Choose
+    seconds: float
+    each: float = EACH_S
+
+    def __post_init__(self) -> None:
+        self._known: dict[tuple[str, ...], list[Timing] | None] = {}
+        self._ends = time.monotonic() + self.seconds
+
+    @property
+    def is_out(self) -> bool:
+        """Whether its seconds have passed."""
+        return time.monotonic() >= self._ends
+
+    def times(self, *graphs: Graph) -> list[Timing] | None:
+        """Timings of graphs over the same leaves, all of the same rounds; None where one does not
+        run, or no seconds are left."""
+        key = tuple(g.digest for g in graphs)
+        if key not in self._known:
+            if self.is_out:
+                return None
+            try:
+                self._known[key] = self._timed(graphs)
+            except (WhetError, RuntimeError, NotImplementedError, TypeError, ValueError):
+                self._known[key] = None
+        return self._known[key]
+
+    def _timed(self, graphs: Sequence[Graph]) -> list[Timing]:
+        generator = torch.Generator().manual_seed(0)
+        leaves = dict.fromkeys(n for g in graphs for n in g.nodes if n.is_leaf and n.op != "full")
+        with torch.no_grad():
+            feeds = {n.name: example(n, generator) for n in leaves}
+            calls = {str(k): self._call(g, feeds) for k, g in enumerate(graphs)}
+            found = interleaved(calls, budget_s=self.each, min_rounds=ROUNDS, collect=False)
+        return [found[str(k)] for k in range(len(graphs))]
+
+    def _call(self, graph: Graph, feeds: Mapping[str, torch.Tensor]) -> Callable[[], object]:
+        lowered = lower(graph, self.choose)
+        bound = steps(lowered)(tuple(lowered.derive(feeds)))
+        inputs = [feeds[n.name] for n in graph.inputs]
+        return lambda: bound(inputs)
+
+
+def is_slower(after: Timing, before: Timing) -> bool:
+    """Whether it is sure that something became slower, and by more than is worth a word."""
+    found = faster(before, after)
+    return found.confidence >= 0.98 and after.median_s * SLOWER > before.median_s
+
+
+def fastest(timings: Sequence[Timing]) -> int:
+    """Which of the timings is the least, the first (the original) unless another one beats it."""
+    return min(range(len(timings)), key=lambda k: (timings[k].median_s, k))
+
+
+def parts(graph: Graph, group: Iterable[Match], places: Sequence[str]) -> Iterator[Part]:
+    """The parts that matches change in a graph, each alone; equal ones are one."""
+    body = body_nodes(graph)
+    found: dict[tuple[str, str], tuple[Match, Graph, Graph, list[str]]] = {}
+    for m, place in zip(group, places, strict=True):
+        before, after = _closed(m, body)
+        row = found.setdefault((before.digest, after.digest), (m, before, after, []))
+        row[-1].append(place)
+    for m, before, after, where in found.values():
+        yield Part((m.rule.name,), before, after, tuple(where))
+
+
+def _closed(m: Match, body: frozenset[Node]) -> tuple[Graph, Graph]:
+    """A match's two sides over leaves for what it binds."""
+    new: dict[Node, Node] = {}
+    inputs: list[Node] = []
+    for n in dict.fromkeys(n for n in m.tensors.values() if n is not None):
+        if n.op == "full" and n.shape == ():
+            continue
+        kind = "input" if n in body else "parameter"
+        new[n] = leaf(kind, f"{kind[0]}{len(new)}", n.type)
+        inputs += [new[n]] if n in body else []
+    sides = []
+    for roots in (m.left, m.right):
+        stack = [(r, False) for r in roots]
+        while stack:
+            n, ready = stack.pop()
+            if n in new:
+                continue
+            if ready or n.is_leaf:
+                new[n] = rebuilt(n, [None if a is None else new[a] for a in n.args])
+                continue
+            stack.append((n, True))
+            stack += [(a, False) for a in n.operands]
+        sides.append(Graph(tuple(inputs), tuple(new[r] for r in roots)))
+    return sides[0], sides[1]
