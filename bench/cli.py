@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", action="store_true", help="also whet with each cause of its gain switched off"
     )
+    parser.add_argument(
+        "--through", metavar="CMD", help="what a measuring process is started through (rewrites)"
+    )
     parser.add_argument("--without-whet", action="store_true", help="the peers alone")
     parser.add_argument("--small", action="store_true", help="small models: a trial of the harness")
 

@@ -49,7 +49,7 @@ from whet.run.oracle import Oracle
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
-from whet.run.rewriting import RULES, Rewritten, rewritten
+from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
 from whet.run.tuned import Tuner
 from whet.run.untouched import untouched
@@ -304,7 +304,7 @@ class _Walk:
             best, self.report.blames = acquitted(
                 found[0], lambda g: self._judged(g, captured, oracle), oracle.allowed,
                 lambda names: rewritten(
-                    captured.graph, self.store, budget, watch=watch, without=names
+                    captured.graph, self.store, budget, watch=watch, rules=Rules().without(names)
                 )[0],
             )  # fmt: skip
             if self.report.blames:

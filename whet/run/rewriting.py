@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from whet.ir.graph import Graph
 from whet.ir.text import print_graph
 from whet.rewrite.certificate import Line
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
+from whet.rewrite.library import library
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
 from whet.rewrite.region import instances
@@ -40,6 +41,31 @@ RULES = ("saturation", *(c.text for c in CONJECTURES.values()))
 _DOUBTFUL = ("merge", "hoist", "associate", "compose", "distribute", "add linears")
 SURE = {n: c for n, c in CONJECTURES.items() if not n.startswith(_DOUBTFUL)}
 """The rules of the first search."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the searches may use.
+
+    Attributes:
+        sure: rules of the best-first search over the whole graph.
+        every: rules of saturation.
+        both: whether saturation reads them in both directions.
+    """
+
+    sure: Mapping[str, Conjecture] = field(default_factory=lambda: SURE)
+    every: Mapping[str, Conjecture] = field(default_factory=lambda: CONJECTURES)
+    both: bool = False
+
+    def without(self, names: Collection[str]) -> Rules:
+        """These, but for the ones of these names."""
+        sure = {n: c for n, c in self.sure.items() if n not in names}
+        return Rules(sure, {n: c for n, c in self.every.items() if n not in names}, self.both)
+
+
+def generated() -> Rules:
+    """What `whet rules generate` found, and nothing that was stated by hand."""
+    return Rules({}, library(), both=True)
 
 
 @dataclass(frozen=True)
@@ -108,40 +134,40 @@ def rewritten(
     budget: Budget,
     *,
     watch: Stopwatch | None = None,
-    without: Collection[str] = (),
+    rules: Rules | None = None,
 ) -> list[Rewritten]:
     """The graphs worth compiling: all rules first, then without those in doubt, then without any,
     as far as these differ.
 
     Args:
         watch: times the parts that change; without one predictions decide.
-        without: names of rules that are not used.
+        rules: that may be used; all that are shipped by default.
     """
+    rules = rules or Rules()
     prover = Prover(Proofs(store))
     plain = Rewritten(graph)
-    sure = {n: c for n, c in SURE.items() if n not in without}
-    folded, found = _searched(plain, sure, prover, budget)
+    folded, found = _searched(plain, rules.sure, prover, budget)
     if folded.stop == str(StopReason.INTERRUPTED):  # who stops one search has not asked for another
         return [folded]
     if watch is not None:
         gains, slow = _timed(found, watch)
         if slow:
-            sure = {n: c for n, c in sure.items() if n not in slow}
-            folded, _ = _searched(plain, sure, prover, budget)
+            folded, _ = _searched(plain, rules.without(slow).sure, prover, budget)
         folded = replace(folded, gains=tuple(gains))
-    every = {n: c for n, c in searched_with().items() if n not in without}
-    best = _solved(folded, every, prover, budget, watch)
+    best = _solved(folded, rules, prover, budget, watch)
     return list({r.graph.digest: r for r in (plain, folded, best)}.values())[::-1]
 
 
 def _solved(
     start: Rewritten,
-    rules: Mapping[str, Conjecture],
+    rules: Rules,
     prover: Prover,
     budget: Budget,
     watch: Stopwatch | None,
 ) -> Rewritten:
-    solution = solve(start.graph, rules, pricing(start.graph), prover, budget)
+    solution = solve(
+        start.graph, rules.every, pricing(start.graph), prover, budget, both=rules.both
+    )
     stops = {s.stop for s in solution.regions if s.stop is not None}
     stop = budget.stop() or (StopReason.BUDGET if StopReason.BUDGET in stops else None)
     gains = [g for s in solution.regions for g in _chosen(s, start.graph, watch)]
@@ -228,11 +254,6 @@ def _timed(found: Sequence[Part], watch: Stopwatch) -> tuple[list[Gain], set[str
             Gain(", ".join(part.rules), pattern(part.places), len(part.places), before, after)
         )
     return [replace(g, kept=g.rules not in slow) for g in gains], slow
-
-
-def searched_with() -> Mapping[str, Conjecture]:
-    """The rules that saturation is run with."""
-    return CONJECTURES
 
 
 def space_of(
