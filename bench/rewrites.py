@@ -133,7 +133,7 @@ def _times(name: str, model: Any, args: argparse.Namespace) -> dict[str, Any]:
     with torch.no_grad():
         for which, rules in (("rewritten", Rules()), ("generated", generated())):
             budget = Budget(seconds=SEARCH_S, clock=time.process_time)
-            watch = Stopwatch(chooser, 2 * args.budget)
+            watch = Stopwatch(chooser, 2 * args.budget, store)
             best, *_ = rewritten(graph, store, budget, watch=watch, rules=rules)
             graphs[which] = best.graph
             facts[which] = dict(Counter(r.rule for r in best.rows))

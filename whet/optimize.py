@@ -297,7 +297,7 @@ class _Walk:
         self.progress("searching rewrites")
         budget = Budget(seconds=0.3 * self.budget_s)
         chooser = replace(self.chooser, region=False)
-        watch = Stopwatch(chooser, 0.1 * self.budget_s)
+        watch = Stopwatch(chooser, 0.1 * self.budget_s, self.store)
         found = rewritten(captured.graph, self.store, budget, watch=watch)
         self.report.stop = found[0].stop
         if found[0].steps and found[0].stop != str(StopReason.INTERRUPTED):

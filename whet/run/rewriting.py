@@ -224,7 +224,7 @@ def _chosen(answer: Solved, graph: Graph, watch: Stopwatch | None) -> Iterator[G
     if timings is None:
         yield Gain(", ".join(names), where, count, math.nan, math.nan)
         return
-    best = fastest(timings)
+    best = fastest(timings, 1)
     took = timings[best or 1].median_s
     answer.taken = best - 1 if best else None
     kept = best > 0
