@@ -34,6 +34,8 @@ def html(report: Report) -> str:
         f"<h1>{title}</h1><p>{markup.escape(text.summary(report))}</p>",
         _section("Stages", _stages(report)),
         _section("Rewrites", _rewrites(report)),
+        _section("What rewrites are worth", _gains(report)),
+        _section("Rewrites left out for their errors", _blames(report)),
         _section("Opaque calls", _opaques(report)),
         _section("Kernels", _counts("kernel", "clusters", report.kernels.items())),
         _section("Library calls", _counts("call", "times", report.coverage.items())),
@@ -81,6 +83,27 @@ def _rewrites(report: Report) -> str:
         for (rule, proof), count in times.most_common()
     ]
     return _table(["rule", "times", "proof", "first at"], rows) if rows else ""
+
+
+def _gains(report: Report) -> str:
+    rows = [
+        _cells([
+            g.module, g.rules, str(g.times), table.milliseconds(g.before),
+            table.milliseconds(g.after), table.factor(g.before / g.after if g.after else None),
+            "left out: slower" if not g.kept else "together" if g.together else "",
+        ])
+        for g in report.gains
+    ]  # fmt: skip
+    head = ["module", "rewrite", "times", "ms before", "ms after", "gain", ""]
+    return _table(head, rows) if rows else ""
+
+
+def _blames(report: Report) -> str:
+    rows = [
+        _cells([b.rules, b.module, table.small(b.error), table.small(b.allowed)])
+        for b in report.blames
+    ]
+    return _table(["rewrite", "module", "error", "allowed"], rows) if rows else ""
 
 
 def _opaques(report: Report) -> str:

@@ -1,7 +1,9 @@
 """A report as text: the stage table, then what was rewritten, covered, left opaque, and spent.
 
 stages(report)    one row a measured state of the model, and one a peer timed beside it
-rewrites(report)  each rule with its proof, how often, and where it first hit
+rewrites(report)  each rule by module of the model, with its proof, and where it first hit
+gains(report)     what rewrites were measured to be worth, alone and together
+blames(report)    rewrites left out for their errors
 coverage(report)  library calls by how often they occur, and what runs them
 opaques(report)   calls that no record computes, with the user's lines
 spent(report)     seconds by phase, the store's answers, why the walk stopped
@@ -11,6 +13,8 @@ whole(report)     all of it
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -50,17 +54,56 @@ def _ratio(first: float, second: float) -> float | None:
 
 
 def rewrites(report: Report) -> str:
-    """A row for each rule that was applied; "" where none was."""
+    """A row for each rule and module that it was applied in; "" where none was."""
     if not report.rewrites:
         return ""
-    times = Counter(r.rule for r in report.rewrites)
-    first: dict[str, Rewrite] = {}
+    groups: dict[tuple[str, str], list[Rewrite]] = {}
     for rewrite in report.rewrites:
-        first.setdefault(rewrite.rule, rewrite)
-    rows = [["rule", "times", "proof", "first at"]]
-    for rule, count in times.most_common():
-        rows.append([rule, str(count), proof(first[rule].proof), place(first[rule].where)])
-    return table.aligned(rows, left=(0, 2, 3))
+        groups.setdefault((starred(rewrite.module), rewrite.rule), []).append(rewrite)
+    rows = [["module", "rule", "times", "proof", "first at"]]
+    for (module, rule), found in groups.items():
+        first = found[0]
+        rows.append([module, rule, str(len(found)), proof(first.proof), place(first.where)])
+    return table.aligned(rows, left=(0, 1, 3, 4))
+
+
+def starred(module: str) -> str:
+    """A module's name with its numbers as stars: repeated blocks are one row.
+
+    >>> starred("layers.11.attention")
+    'layers.*.attention'
+    """
+    return re.sub(r"\b\d+\b", "*", module)
+
+
+def gains(report: Report) -> str:
+    """What each rewrite was measured to be worth where it is, alone and together, and in the whole
+    program; "" where nothing was measured."""
+    if not report.gains:
+        return ""
+    rows = [["module", "rewrite", "times", "before", "after", "gain", ""]]
+    for g in report.gains:
+        note = "together" if g.together else ""
+        rows.append([
+            g.module, g.rules, str(g.times), table.milliseconds(g.before),
+            table.milliseconds(g.after), table.factor(_ratio(g.before, g.after)),
+            note if g.kept else "left out: slower",
+        ])  # fmt: skip
+    plain, now = report.stage("unrewritten"), report.stage("kernels")
+    if plain is not None and now is not None and not math.isnan(plain.seconds + now.seconds):
+        rows.append(["", "all of them, in the whole program", "", table.milliseconds(plain.seconds),
+                     table.milliseconds(now.seconds),
+                     table.factor(_ratio(plain.seconds, now.seconds)), "together"])  # fmt: skip
+    return table.aligned(rows, left=(0, 1, 6))
+
+
+def blames(report: Report) -> str:
+    """The rewrites that were left out because the program was not exact enough with them."""
+    return "\n".join(
+        f"{b.rules}{' in ' + b.module if b.module else ''}: error {table.small(b.error)}, "
+        f"allowed {table.small(b.allowed)}"
+        for b in report.blames
+    )
 
 
 def proof(line: str) -> str:
@@ -160,6 +203,8 @@ def whole(report: Report) -> str:
     sections = (
         ("stages", stages(report) if report.stages else ""),
         ("rewrites", rewrites(report)),
+        ("what rewrites are worth", gains(report)),
+        ("rewrites left out for their errors", blames(report)),
         ("coverage", coverage(report)),
         ("opaque calls", opaques(report)),
         ("where the time went", spent(report) if report.phases else ""),

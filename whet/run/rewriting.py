@@ -18,14 +18,17 @@ from collections.abc import Collection, Iterator, Mapping, MutableMapping, Seque
 from dataclasses import dataclass, field, replace
 
 from whet.ir.graph import Graph
-from whet.ir.text import print_graph
+from whet.ir.text import parse_graph, print_graph
 from whet.rewrite.certificate import Line
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
+from whet.rewrite.egraph import EGraph
+from whet.rewrite.ematch import ways
 from whet.rewrite.library import library
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
 from whet.rewrite.region import instances
+from whet.rewrite.saturate import Saturation
 from whet.rewrite.solve import Solved, by_rules, composed, solve
 from whet.rewrite.space import RewriteSpace
 from whet.run.gains import Part, Stopwatch, fastest, is_slower, parts
@@ -190,6 +193,27 @@ def with_regions(start: Rewritten, regions: Sequence[Solved]) -> Rewritten:
             (tuple(answer.rules), pattern(places)), answer, tuple(regions),
         )  # fmt: skip
     return now
+
+
+def regrown(journal: str, prover: Prover, rules: Rules | None = None) -> tuple[Graph, Saturation]:
+    """A region and its e-graph, grown again as a saved journal says.
+
+    Args:
+        journal: one of `Rewritten.journals` that tells of a region.
+        rules: that were used; all that are shipped by default.
+
+    Raises:
+        SearchError: it does not lead there again.
+    """
+    rules = rules or Rules()
+    rows = journal.splitlines()
+    begin = next((k for k, row in enumerate(rows) if row.startswith("{")), len(rows))
+    region = parse_graph("\n".join(rows[:begin]))
+    grown = Saturation(
+        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover
+    )  # fmt: skip
+    grown.replay(rows[begin:])
+    return region, grown
 
 
 def _rows(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from whet.report import page, table, text
-from whet.run.record import Opaque, Report, ReportError, Rewrite, Stage
+from whet.run.record import Blame, Gain, Opaque, Report, ReportError, Rewrite, Stage
 
 PROOF = '{"coverage": "all-shapes", "floating": "bit-exact", "queries": 3}'
 
@@ -28,10 +28,16 @@ def full() -> Report:
             Stage("region", 0.010, 0.03, 3e-7, "one region"),
         ],
         rewrites=[
-            Rewrite("fold <scale>", "a.py:3: x * s @ w", PROOF),
-            Rewrite("merge", "a.py:9: y", "by hand"),
-            Rewrite("fold <scale>", "b.py:4: x * s @ w", PROOF),
+            Rewrite("fold <scale>", "a.py:3: x * s @ w", PROOF, "layers.0.mlp"),
+            Rewrite("merge", "a.py:9: y", "by hand", "layers.0.attention"),
+            Rewrite("fold <scale>", "b.py:4: x * s @ w", PROOF, "layers.1.mlp"),
         ],
+        gains=[
+            Gain("merge", "layers.*.attention", 12, 2e-3, 1e-3),
+            Gain("fold <scale>", "layers.*.mlp", 12, 1e-3, 2e-3, kept=False),
+            Gain("hoist", "head", 1, math.nan, math.nan),
+        ],
+        blames=[Blame("associate", "head", 0.5, 1e-6)],
         coverage={"aten.mm.default": 3, "aten.sort.default": 1},
         kernels={"mkl": 2, "aten": 5},
         opaques=[Opaque("aten.sort.default", "a.py:7: x.sort()", "no record computes it")],
@@ -100,11 +106,20 @@ def test_the_stage_table() -> None:
     assert text.stages(Report()) == "nothing was measured"
 
 
-def test_rewrites_are_counted_by_rule() -> None:
+def test_rewrites_are_counted_by_rule_and_module() -> None:
     _, first, second = text.rewrites(full()).splitlines()
-    assert first.split("  ")[0] == "fold <scale>"
+    assert first.split()[:3] == ["layers.*.mlp", "fold", "<scale>"]
     assert "2  all-shapes, bit-exact  a.py:3: x * s @ w" in first
     assert "1  by hand" in second
+
+
+def test_gains_are_said_rewrite_by_rewrite() -> None:
+    _, first, second, third = text.gains(full()).splitlines()
+    assert first.split() == ["layers.*.attention", "merge", "12", "2.00", "1.00", "2.00x"]
+    assert second.endswith("left out: slower")
+    assert third.split() == ["head", "hoist", "1", "–", "–", "–"]
+    assert text.blames(full()) == "associate in head: error 5.0e-01, allowed 1.0e-06"
+    assert text.gains(Report()) == ""
 
 
 def test_everything_is_said() -> None:
