@@ -76,13 +76,11 @@ def function(symbol: str, kernel: Kernel, target: Target) -> Made:
     plain: set[str] = set()
     while True:
         printer = _Function(kernel, target, plain)
-        try:
-            text = printer.text(symbol)
-        except _Refused as loop:
-            plain.add(str(loop))
-            continue
-        scratch = printer.places.bytes(target.threads)
-        return Made(text, frozenset(printer.scalars.functions), scratch)
+        text = printer.text(symbol)
+        if not printer.refused:
+            scratch = printer.places.bytes(target.threads)
+            return Made(text, frozenset(printer.scalars.functions), scratch)
+        plain |= printer.refused  # all of them at once: unrolling makes many loops of one
 
 
 def written_out(kernel: Kernel) -> Kernel:
@@ -90,13 +88,13 @@ def written_out(kernel: Kernel) -> Kernel:
     return kernel.with_body(expanded(kernel.body, {}))
 
 
-class _Refused(Exception):
-    """A vector loop that has to be one of scalars; says which."""
-
-
 class _Function:
+    """Prints one function; a text with `refused` vector loops in it, which have to be loops of
+    scalars, is of no use."""
+
     def __init__(self, kernel: Kernel, target: Target, plain: set[str]) -> None:
         self.kernel, self.target, self.plain = kernel, target, plain
+        self.refused: set[str] = set()
         self.scalars = Scalars(kernel)
         registers = assigned(kernel, target.lanes, plain)
         kept = registers.scalars.keys() | registers.vectors.keys()
@@ -234,7 +232,8 @@ class _Function:
             try:
                 lines = self.vectors.loop(s, domain, indent + "  ")
             except Plain:
-                raise _Refused(s.var) from None
+                self.refused.add(s.var)
+                return
             yield f"{indent}{{"
             yield from lines
             yield f"{indent}}}"
