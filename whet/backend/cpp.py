@@ -36,6 +36,7 @@ from whet.kernel.loops import (
     Stmt,
     Store,
     Update,
+    accesses,
     bound,
     scope,
     walk,
@@ -72,7 +73,7 @@ def function(symbol: str, kernel: Kernel, target: Target) -> Made:
     Raises:
         UnsupportedError: an element type has no C type.
     """
-    kernel = written_out(kernel)
+    kernel = meeting(written_out(kernel))
     plain: set[str] = set()
     while True:
         printer = _Function(kernel, target, plain)
@@ -86,6 +87,23 @@ def function(symbol: str, kernel: Kernel, target: Target) -> Made:
 def written_out(kernel: Kernel) -> Kernel:
     """The kernel without unrolled loops, and without loops of one turn."""
     return kernel.with_body(expanded(kernel.body, {}))
+
+
+def meeting(kernel: Kernel) -> Kernel:
+    """The kernel with scratch in memory where one thread makes what all of them read.
+
+    A variable of a loop's body around parallel loops would be each thread's own.
+    """
+    for b in kernel.scratch:
+        home = scope(kernel, b.name)
+        own = any(kernel.loop(var).kind == "parallel" for var in home)
+        if b.role == "memory" or not home or own:
+            continue
+        inside = (s for a in accesses(kernel.body) if a.buffer == b.name for s in a.path)
+        shared = {s.var for s in inside if isinstance(s, Loop) and s.kind == "parallel"}
+        if shared - set(home):
+            kernel = kernel.with_buffer(replace(b, role="memory"))
+    return kernel
 
 
 class _Function:

@@ -24,9 +24,9 @@ from whet.kernel.loops import Kernel, Store, Update
 from whet.kernel.process import Array
 from whet.kernel.traffic import LINE, Nest, Touch, nests
 from whet.machine import Machine
+from whet.machine.target import Target
 
 LEVELS = (1, 2, 3)
-REGISTERS = 32  # vector registers of AVX-512 and of AArch64; narrower x86 has half
 COSTLY = 20.0  # arithmetic operations that a transcendental function is worth
 # Calls in a scalar function's C that are one instruction or few; any other is a series of them.
 _SHORT = frozenset({"fabs", "fmax", "fmin", "floor", "ceil", "trunc", "rint", "round"})
@@ -143,7 +143,7 @@ def features(kernel: Kernel, machine: Machine, threads: int | None = None) -> Ar
         "loads per operation": sums.loads / ops, "stores per operation": sums.stores / ops,
     }  # fmt: skip
     found |= _threads(whole, sums, ops, threads)
-    found |= _registers(whole, kernel, lanes)
+    found |= _registers(kernel, Target.of(machine, threads))
     found |= _memory(whole, kernel, machine, rates, sums, ops, least, threads, lanes)
     found |= {
         "vector bytes": _log(machine.vector_bits / 8), "threads": _log(threads),
@@ -272,9 +272,9 @@ def _threads(whole: Nest, s: _Sums, ops: float, threads: int) -> Mapping[str, fl
     }  # fmt: skip
 
 
-def _registers(whole: Nest, kernel: Kernel, lanes: int) -> Mapping[str, float]:
+def _registers(kernel: Kernel, target: Target) -> Mapping[str, float]:
     """Vectors that must stay in registers at once: what small scratch holds."""
-    held = 0.0
+    held, lanes = 0.0, target.lanes
     for b in kernel.scratch:
         if b.role == "register" or (b.role == "stack" and b.count <= 64 * lanes):
             held = max(held, b.count / lanes if b.count >= lanes else b.count)
@@ -282,7 +282,7 @@ def _registers(whole: Nest, kernel: Kernel, lanes: int) -> Mapping[str, float]:
         role: sum(b.bytes for b in kernel.scratch if b.role == role) for role in ("memory", "stack")
     }
     return {
-        "accumulators": _log(held + 1), "accumulator pressure": held / REGISTERS,
+        "accumulators": _log(held + 1), "accumulator pressure": held / target.registers,
         "scratch bytes": _log(by_role["memory"] + 1), "stack bytes": _log(by_role["stack"] + 1),
     }  # fmt: skip
 

@@ -32,7 +32,7 @@ from whet.kernel.core import core
 from whet.kernel.draft import Draft, nest, turns
 from whet.kernel.fold import SplitReduction
 from whet.kernel.inline import Inline
-from whet.kernel.loops import Buffer, Kernel, Loop, Stmt, walk
+from whet.kernel.loops import Buffer, If, Kernel, Loop, Stmt, walk
 from whet.kernel.mark import Keep, Parallelize, SetLayout, Unroll, Vectorize
 from whet.kernel.move import Move
 from whet.kernel.order import Collapse, Join, Peel, Reorder, Split, Tile
@@ -43,7 +43,8 @@ from whet.kernel.stage import Stage
 from whet.kernel.tile import Tiling, guarded, prepared, tile
 from whet.machine.target import Target
 
-WRITTEN = 384  # statements that unrolling may write out: what is longer takes long to compile
+WRITTEN = 96  # statements that unrolling may write out: what is longer takes long to compile
+ENTRIES = 128  # times that threads may be called together: more, and they do little else
 TRIES = 24  # changes tried before a schedule counts as one that has no other near it
 MARKS = (Parallelize, Vectorize, Unroll, Keep)
 MARKED = 0.85  # share of changed schedules whose new loops get the usual marks
@@ -121,7 +122,7 @@ class Variations:
         return d
 
     def _made(self, d: Draft | None, name: str) -> Drafted | None:
-        if d is None or written(d.kernel) > WRITTEN:
+        if d is None or written(d.kernel) > WRITTEN or entries(d.kernel.body) > ENTRIES:
             return None
         return Drafted(name, d.schedule, d.kernel)
 
@@ -272,12 +273,25 @@ def written(k: Kernel) -> int:
 
     def count(body: Sequence[Stmt]) -> Iterator[int]:
         for s in body:
-            if isinstance(s, Loop):
-                yield (turns(s) if s.kind == "unroll" else 1) * sum(count(s.body))
+            if isinstance(s, (Loop, If)):
+                times = turns(s) if isinstance(s, Loop) and s.kind == "unroll" else 1
+                yield times * sum(count(s.body))
             else:
                 yield 1
 
     return sum(count(k.body))
+
+
+def entries(body: Sequence[Stmt], times: int = 1) -> int:
+    """How often parallel loops are entered."""
+    total = 0
+    for s in body:
+        if isinstance(s, Loop):
+            inside = s.kind == "parallel"
+            total += times if inside else entries(s.body, times * turns(s))
+        elif isinstance(s, If):
+            total += entries(s.body, times)
+    return total
 
 
 def _sized(m: Move, k: Kernel, v: Variations, rng: random.Random) -> Move | None:

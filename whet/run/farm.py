@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -38,13 +39,24 @@ RUNNER = Path(__file__).with_name("runner.py")
 KINDS = ("load", "crash", "hang", "wrong", "corrupt", "error")
 
 
+Laid = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""How a kernel wants an operand: padded with zeros to sizes, split, the parts in an order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A compiled kernel: a function of a shared object, and the bytes of scratch it needs."""
+    """A compiled kernel: a function of a shared object.
+
+    Attributes:
+        library, symbol: where it is.
+        scratch_bytes: that it needs.
+        laid: operands, by place, that it reads in another order than the task has them.
+    """
 
     library: Path
     symbol: str
     scratch_bytes: int = 0
+    laid: Mapping[int, Laid] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +129,17 @@ class Farm:
     patience_s: float = 10.0
     deaths: int = 0
     _process: subprocess.Popen[str] | None = field(default=None, init=False)
+    _task: Task | None = field(default=None, init=False)
+    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def measure(
-        self, task: Task, kernels: Mapping[str, Kernel], *, rounds: int = 9, cold: bool = False
+        self,
+        task: Task,
+        kernels: Mapping[str, Kernel],
+        *,
+        rounds: int = 9,
+        cold: bool = False,
+        limit_s: float = math.inf,
     ) -> dict[str, Verdict]:
         """Checks every kernel, then times those that are right, in turns.
 
@@ -128,26 +148,40 @@ class Farm:
             kernels: by name.
             rounds: samples of each.
             cold: time single calls after the caches were filled with something else.
+            limit_s: a kernel whose call takes longer is timed by that call alone.
         """
         verdicts: dict[str, Verdict] = {}
-        with tempfile.TemporaryDirectory(prefix="whet-trial-") as place:
-            task.write(Path(place))
-            self.close()  # what an earlier task left behind
-            pending = list(kernels)
-            while pending:
-                deaths, right = self.deaths, []
-                for name in pending:
-                    failed = self._checked(place, name, kernels[name])
-                    if failed is None:
-                        right.append(name)
-                    else:
-                        verdicts[name] = failed
-                pending = right
-                if self.deaths == deaths and right:  # else a new runner knows none of them
-                    found = self._timed(place, {n: kernels[n] for n in right}, rounds, cold)
-                    verdicts |= found
-                    pending = [n for n in right if n not in found]
+        place = self._prepared(task)
+        pending = list(kernels)
+        while pending:
+            deaths, right = self.deaths, []
+            for name in pending:
+                failed = self._checked(place, name, kernels[name])
+                if failed is None:
+                    right.append(name)
+                else:
+                    verdicts[name] = failed
+            pending = right
+            if self.deaths == deaths and right:  # else a new runner knows none of them
+                some = {n: kernels[n] for n in right}
+                found = self._timed(place, some, rounds, cold, limit_s)
+                verdicts |= found
+                pending = [n for n in right if n not in found]
         return {name: verdicts[name] for name in kernels}
+
+    def _prepared(self, task: Task) -> str:
+        """The folder of a task; a runner that has it already forgets its kernels."""
+        if task is self._task and self._folder is not None:
+            if self._process is not None:
+                try:
+                    self._ask(self._folder.name, "forget")
+                except _GoneError:
+                    pass  # the next question finds a new one
+            return self._folder.name
+        self.close()  # what an earlier task left behind
+        self._folder, self._task = tempfile.TemporaryDirectory(prefix="whet-trial-"), task
+        task.write(Path(self._folder.name))
+        return self._folder.name
 
     def _checked(self, place: str, name: str, kernel: Kernel) -> Failed | None:
         try:
@@ -159,17 +193,20 @@ class Farm:
         return None
 
     def _timed(
-        self, place: str, kernels: Mapping[str, Kernel], rounds: int, cold: bool
+        self, place: str, kernels: Mapping[str, Kernel], rounds: int, cold: bool, limit_s: float
     ) -> dict[str, Verdict]:
         """Times of all of them; or, where that goes wrong, what is wrong with one or more."""
+        limit = limit_s if math.isfinite(limit_s) else None
         try:
-            answer = self._ask(place, "time", names=list(kernels), rounds=rounds, cold=cold)
+            answer = self._ask(
+                place, "time", names=list(kernels), rounds=rounds, cold=cold, limit=limit
+            )
         except _GoneError as gone:
             if len(kernels) == 1:
                 return dict.fromkeys(kernels, gone.failed)
             # Each was right when called once. Those that fail alone are known by that; where none
             # does, who is to blame is not known, and none is believed.
-            failed = {n: self._alone(place, n, k, rounds, cold) for n, k in kernels.items()}
+            failed = {n: self._alone(place, n, k, rounds, cold, limit_s) for n, k in kernels.items()}
             guilty = {n: f for n, f in failed.items() if f is not None}
             return dict(guilty) or dict.fromkeys(kernels, gone.failed)
         if "failed" in answer:
@@ -177,15 +214,15 @@ class Farm:
         return {n: Timing(tuple(s), answer["calls"][n]) for n, s in answer["samples"].items()}
 
     def _alone(
-        self, place: str, name: str, kernel: Kernel, rounds: int, cold: bool
+        self, place: str, name: str, kernel: Kernel, rounds: int, cold: bool, limit_s: float
     ) -> Failed | None:
         """Why this kernel cannot be timed, found out in a runner of its own."""
-        self.close()
+        self._stop()
         failed = self._checked(place, name, kernel)
         if failed is None:
-            verdict = self._timed(place, {name: kernel}, rounds, cold)[name]
+            verdict = self._timed(place, {name: kernel}, rounds, cold, limit_s)[name]
             failed = verdict if isinstance(verdict, Failed) else None
-        self.close()
+        self._stop()
         return failed
 
     def _ask(self, place: str, do: str, **message: Any) -> dict[str, Any]:
@@ -198,7 +235,8 @@ class Farm:
             self._process = self._start()
             self._ask(place, "task", folder=place)
         message = {"do": do, **message}
-        patience = self.patience_s * (3 + message.get("rounds", 0)) / 3
+        several = max(1.0, len(message.get("names", ())) / 8)
+        patience = self.patience_s * (3 + message.get("rounds", 0)) / 3 * several
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -233,7 +271,13 @@ class Farm:
         _finish(process)
 
     def close(self) -> None:
-        """Ends the runner, if there is one."""
+        """Ends the runner, if there is one, and forgets its task."""
+        self._stop()
+        folder, self._folder, self._task = self._folder, None, None
+        if folder is not None:
+            folder.cleanup()
+
+    def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             _finish(process)
@@ -254,6 +298,7 @@ def _told(name: str, kernel: Kernel) -> dict[str, Any]:
     return {
         "name": name, "library": str(kernel.library), "symbol": kernel.symbol,
         "scratch": kernel.scratch_bytes,
+        "laid": {str(k): list(map(list, how)) for k, how in kernel.laid.items()},
     }  # fmt: skip
 
 

@@ -4,8 +4,10 @@ One JSON object a line comes in, and one goes out:
 
     {"do": "task", "folder"}                    operands and expected results, as .npy files
     {"do": "check", "name", "library",
-     "symbol", "scratch"}                       load it, call it once, look at everything
-    {"do": "time", "names", "rounds", "cold"}   seconds of a call, in turns
+     "symbol", "scratch", "laid"}               load it, call it once, look at everything
+    {"do": "time", "names", "rounds",
+     "cold", "limit"}                           seconds of a call, in turns
+    {"do": "forget"}                            the kernels, not the task
 
 Each operand ends where a page that nobody may touch begins, and has canaries around it: a kernel
 that reads far behind its operands is killed by the processor, one that writes there is found out.
@@ -77,7 +79,13 @@ class Runner:
 
     def __init__(self) -> None:
         self.calls: dict[str, Any] = {}
+        self.laid: dict[tuple[int, str], Guarded] = {}
         self.evict: Array | None = None
+
+    def forget(self) -> dict[str, Any]:
+        """Let go of kernels, their scratch, and the operands that were laid out for them."""
+        self.calls, self.laid = {}, {}
+        return {}
 
     def task(self, folder: str) -> dict[str, Any]:
         """Take in what kernels are called with."""
@@ -95,11 +103,23 @@ class Runner:
             self.given.append(given)
         self.expected = [np.load(place / f"want{k}.npy") for k in range(spec["results"])]
         self.results = [o for o, g in zip(self.operands, self.given, strict=True) if g is None]
-        addresses = [o.address for o in self.operands]
-        self.arguments = (ctypes.c_void_p * len(addresses))(*addresses)
         return {}
 
-    def check(self, name: str, library: str, symbol: str, scratch: int) -> dict[str, Any]:
+    def lay(self, place: int, how: list[list[int]]) -> Guarded:
+        """An operand padded with zeros to sizes, each dim split, the parts in another order."""
+        key = place, json.dumps(how)
+        if key not in self.laid:
+            given, (sizes, split, order) = self.given[place], how
+            assert given is not None
+            padded = np.pad(given, [(0, m - n) for n, m in zip(given.shape, sizes, strict=True)])
+            parts = np.ascontiguousarray(padded.reshape(split).transpose(order))
+            self.laid[key] = Guarded(parts.shape, parts.dtype.str)
+            self.laid[key].array[...] = parts
+        return self.laid[key]
+
+    def check(
+        self, name: str, library: str, symbol: str, scratch: int, laid: dict[str, list[list[int]]]
+    ) -> dict[str, Any]:
         """One call, looked at from all sides; a kernel that passes may be timed."""
         try:
             function = getattr(ctypes.CDLL(library), symbol)
@@ -109,7 +129,16 @@ class Runner:
         memory = Guarded((max(scratch, 1),), "uint8")
         for result in self.results:
             _bytes_at(result.address, result.size)[:] = CANARY  # what is not written is found
-        function(self.arguments, ctypes.c_void_p(memory.address))
+        operands = list(self.operands)
+        for place, how in laid.items():
+            operands[int(place)] = self.lay(int(place), how)
+        before = {k: o.array.tobytes() for k, o in enumerate(operands) if str(k) in laid}
+        arguments = (ctypes.c_void_p * len(operands))(*(o.address for o in operands))
+        function(arguments, ctypes.c_void_p(memory.address))
+        for k, held in before.items():
+            if not operands[k].untouched or operands[k].array.tobytes() != held:
+                self.laid.clear()
+                return {"failed": "corrupt", "reason": f"wrote into or beside operand {k}"}
         for k, (operand, given) in enumerate(zip(self.operands, self.given, strict=True)):
             if not operand.untouched:
                 operand.mend()
@@ -128,14 +157,26 @@ class Runner:
                     "reason": f"result {k} is off by {error:.1e}, {self.tolerance:.1e} is allowed",
                 }
             worst = max(worst, error)
-        self.calls[name] = (function, memory)
+        self.calls[name] = (function, arguments, memory)
         return {"error": worst}
 
-    def time(self, names: list[str], rounds: int, cold: bool) -> dict[str, Any]:
-        """Seconds of one call of each kernel: a sample a round, the order turning."""
+    def time(
+        self, names: list[str], rounds: int, cold: bool, limit: float | None
+    ) -> dict[str, Any]:
+        """Seconds of one call of each kernel: a sample a round, the order turning.
+
+        Kernels whose call takes longer than the limit, if there is one, have that sample alone.
+        """
         samples: dict[str, list[float]] = {name: [] for name in names}
-        repeats = {name: 1 if cold else self._repeats(name) for name in names}
-        for k in range(rounds):
+        repeats = {name: 1 for name in names}
+        for name in list(names):
+            once = self._call(name, 1)
+            if limit and once > limit and (once > 3 * limit or self._call(name, 1) > limit):
+                samples[name].append(once)
+                names.remove(name)
+            elif not cold:
+                repeats[name] = self._repeats(name)
+        for k in range(rounds if names else 0):
             for name in names[k % len(names) :] + names[: k % len(names)]:
                 if cold:
                     self._forget()
@@ -145,13 +186,12 @@ class Runner:
         return {"samples": samples, "calls": repeats}
 
     def _repeats(self, name: str) -> int:
-        self._call(name, 1)
         once = min(self._call(name, 1) for _ in range(2))
         return max(1, min(1000, round(SAMPLE_S / max(once, 1e-7))))
 
     def _call(self, name: str, times: int) -> float:
-        function, memory = self.calls[name]
-        arguments, scratch = self.arguments, ctypes.c_void_p(memory.address)
+        function, arguments, memory = self.calls[name]
+        scratch = ctypes.c_void_p(memory.address)
         clock = time.perf_counter
         began = clock()
         for _ in range(times):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -280,3 +281,21 @@ def test_kernels_are_equal_texts():
     k = parse(MASKS)
     assert function("f", k, AVX512) == function("f", k, AVX512)
     assert "0x" not in function("f", k, AVX512).text
+
+
+@pytest.mark.parametrize("role", ["register", "stack"])
+def test_threads_meet_what_one_of_them_made(role: str) -> None:
+    k = parse(
+        f"""x: input[f32, 40, 64]
+y: output[f32, 40, 64]
+t: {role}[f32, 1]
+for i in range(40):
+    t[0] = 0
+    for r in vector(64):
+        t[0] += x[i, r]
+    for j in parallel(64):
+        y[i, j] = x[i, j] - t[0]
+"""
+    )
+    arrays = values(k)
+    close(run(k, arrays, replace(BEST, threads=2)), interpret.run(k, arrays))
