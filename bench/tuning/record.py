@@ -31,7 +31,7 @@ from whet.run import farm
 
 DATA = Path(__file__).parents[1] / "data"
 TASKS, TABLES = DATA / "tasks.json", DATA / "schedules"
-CHUNK = 48  # schedules that are built, and then measured, together
+CHUNK = 32  # schedules that are built, and then measured, together
 THREADS = 2
 ROUNDS = 3
 SLOW = 30.0  # times the fastest: timed by one call
@@ -87,23 +87,29 @@ def _safe(name: str) -> str:
 
 # -- building --------------------------------------------------------------------------------------
 def build(folder: Path, isa: str, count: int) -> None:
-    """Builds chunks of all tasks in turn until each has `count` schedules."""
+    """Builds chunks until each task has `count` schedules; next is always the task that has taken
+    the least time so far, so that a table which is cut short has many of the cheap ones."""
     from whet.ir.text import parse_graph
     from whet.run.contest import Contest
 
     target = Target.of(machine_of(isa), THREADS)
     wanted = -(-count // CHUNK)
     contests: dict[str, Contest] = {}
-    for turn in range(wanted):
-        for task in tasks(isa):
-            name = task["name"]
-            if sum(1 for _ in chunks(folder, isa, name)) > turn:
-                continue
-            if name not in contests:
-                contests[name] = Contest.of(parse_graph(task["graph"]), target)
-            began = time.perf_counter()
-            rows = _chunk(folder, isa, name, turn, contests[name])
-            print(f"{isa} {name} {turn}: {rows} in {time.perf_counter() - began:.0f} s", flush=True)
+    turns = {t["name"]: sum(1 for _ in chunks(folder, isa, t["name"])) for t in tasks(isa)}
+    spent = {name: 1e-9 * turn for name, turn in turns.items()}
+    graphs = {t["name"]: t["graph"] for t in tasks(isa)}
+    while pending := [n for n in turns if turns[n] < wanted]:
+        name = min(pending, key=lambda n: (turns[n] > 0, spent[n]))
+        if name not in contests:
+            contests[name] = Contest.of(parse_graph(graphs[name]), target)
+        began = time.perf_counter()
+        rows = _chunk(folder, isa, name, turns[name], contests[name])
+        took = time.perf_counter() - began
+        print(f"{isa} {name} {turns[name]}: {rows} in {took:.0f} s", flush=True)
+        turns[name] += 1
+        spent[name] += took
+        if not rows:
+            turns[name] = wanted  # no schedule that was not there before
 
 
 def _chunk(folder: Path, isa: str, name: str, turn: int, contest: Any) -> int:

@@ -33,7 +33,11 @@ from whet.store import Store
 KIND = "object"  # of rows in the store
 TOGETHER = 8  # kernels in one compilation unit
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
-         "-ffp-contract=fast", "-fno-semantic-interposition", "-w")  # fmt: skip
+         "-ffp-contract=fast", "-fno-semantic-interposition", "-w",
+         # Unrolled loops make gcc look at pairs of accesses for half of its time; what it finds
+         # beyond the first few is nothing (the same assembly for ten drafts of eleven).
+         "--param=sccvn-max-alias-queries-per-access=30",
+         "--param=dse-max-alias-queries-per-store=16")  # fmt: skip
 # fmt: off
 # Instruction set: processor family, options that turn it on.
 SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {

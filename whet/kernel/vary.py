@@ -43,7 +43,7 @@ from whet.kernel.stage import Stage
 from whet.kernel.tile import Tiling, guarded, prepared, tile
 from whet.machine.target import Target
 
-WRITTEN = 96  # statements that unrolling may write out: what is longer takes long to compile
+WRITTEN = 64  # statements that unrolling may write out: what is longer takes long to compile
 ENTRIES = 128  # times that threads may be called together: more, and they do little else
 TRIES = 24  # changes tried before a schedule counts as one that has no other near it
 MARKS = (Parallelize, Vectorize, Unroll, Keep)
@@ -155,9 +155,7 @@ class Variations:
         loops = list(getattr(moves[at], "loops"))  # noqa: B009 - a move known to be a Reorder
         a, b = rng.sample(range(len(loops)), 2)
         loops[a], loops[b] = loops[b], loops[a]
-        return self._replaying(
-            self.replayed(moves[:at]), Reorder(tuple(loops)), moves[at:], rng
-        )
+        return self._replaying(self.replayed(moves[:at]), Reorder(tuple(loops)), moves[at:], rng)
 
     def _without(self, moves: Schedule, rng: random.Random) -> Draft | None:
         """A move left out."""

@@ -173,10 +173,8 @@ class Farm:
         """The folder of a task; a runner that has it already forgets its kernels."""
         if task is self._task and self._folder is not None:
             if self._process is not None:
-                try:
+                with contextlib.suppress(_GoneError):  # the next question starts a new one
                     self._ask(self._folder.name, "forget")
-                except _GoneError:
-                    pass  # the next question finds a new one
             return self._folder.name
         self.close()  # what an earlier task left behind
         self._folder, self._task = tempfile.TemporaryDirectory(prefix="whet-trial-"), task
@@ -206,7 +204,9 @@ class Farm:
                 return dict.fromkeys(kernels, gone.failed)
             # Each was right when called once. Those that fail alone are known by that; where none
             # does, who is to blame is not known, and none is believed.
-            failed = {n: self._alone(place, n, k, rounds, cold, limit_s) for n, k in kernels.items()}
+            failed = {
+                n: self._alone(place, n, k, rounds, cold, limit_s) for n, k in kernels.items()
+            }
             guilty = {n: f for n, f in failed.items() if f is not None}
             return dict(guilty) or dict.fromkeys(kernels, gone.failed)
         if "failed" in answer:

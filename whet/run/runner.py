@@ -168,7 +168,7 @@ class Runner:
         Kernels whose call takes longer than the limit, if there is one, have that sample alone.
         """
         samples: dict[str, list[float]] = {name: [] for name in names}
-        repeats = {name: 1 for name in names}
+        repeats = dict.fromkeys(names, 1)
         for name in list(names):
             once = self._call(name, 1)
             if limit and once > limit and (once > 3 * limit or self._call(name, 1) > limit):

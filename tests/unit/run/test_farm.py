@@ -127,3 +127,32 @@ def test_distance():
     assert distance(np.array([1, 2]), np.array([1, 3])) == np.inf
     assert distance(np.zeros(2), np.zeros(3)) == np.inf
     assert distance(np.zeros(0), np.zeros(0)) == 0
+
+
+def test_slow_kernels_are_timed_by_one_call(farm, task, library):
+    found = farm.measure(task, kernels(library, "good", "slow"), rounds=5, limit_s=1e-9)
+    assert all(v.rounds == 1 for v in found.values())
+
+
+def test_a_runner_that_knows_the_task_goes_on(farm, task, library):
+    farm.measure(task, kernels(library, "good"), rounds=1)
+    process = farm._process
+    found = farm.measure(task, kernels(library, "slow"), rounds=1)
+    assert isinstance(found["slow"], Timing)
+    assert farm._process is process
+
+
+def test_an_operand_may_lie_otherwise(farm, library, tmp_path):
+    text = """void f(void *const *a, void *s) {
+        const float *x = a[0]; float *y = a[1]; (void)s;
+        for (int i = 0; i < 3; i++) for (int j = 0; j < 5; j++)
+            y[5 * i + j] = x[((j / 4) * 3 + i) * 4 + j % 4]; }"""
+    (tmp_path / "f.c").write_text(text)
+    place = tmp_path / "f.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", place, tmp_path / "f.c"], check=True)
+    x = np.arange(15, dtype=np.float32).reshape(3, 5)
+    laid = {0: ((3, 8), (3, 2, 4), (1, 0, 2))}
+    named = {"laid": Kernel(place, "f", 0, laid), "plain": Kernel(place, "f")}
+    found = farm.measure(Task((x,), (x.astype(float),), ("float32",)), named, rounds=1)
+    assert isinstance(found["laid"], Timing)
+    assert isinstance(found["plain"], Failed)
