@@ -38,7 +38,8 @@ def test_zoo_model_imports_at_full_size(name: str, capsys: pytest.CaptureFixture
     captured = capture(model.module, model.inputs)
     seconds = time.perf_counter() - began
     assert {f.target for f in captured.foreign} == FOREIGN.get(name, set())
-    assert len(captured.graph.parameters) == len(captured.parameters)
+    unread = set(captured.parameters) - {n.name for n in captured.graph.parameters}
+    assert {name.rpartition(".")[2] for name in unread} <= {"num_batches_tracked"}
     calls = ", ".join(f"{n} {op.removeprefix('aten.')}" for op, n in captured.coverage.items())
     with capsys.disabled():
         print(f"\n{name}: {len(captured.graph.nodes)} nodes in {seconds:.2f} s: {calls}")
