@@ -147,16 +147,18 @@ class _Loss(nn.Module):
 
 def without_storage(
     module: nn.Module, inputs: tuple[object, ...]
-) -> tuple[nn.Module, tuple[object, ...]]:
+) -> tuple[nn.Module, tuple[object, ...], contextlib.AbstractContextManager[object]]:
     """A module on the meta device as one of fake tensors on the CPU, which trace like real ones.
 
     (The meta device has no gradients of its own for some calls of the library.) Sharing of
-    parameters stays as it is; neither has storage. What has storage is returned unchanged.
+    parameters stays as it is; neither has storage. What has storage is returned unchanged. Under
+    the context that comes with them, what the module makes by itself has no storage either: zeros
+    of the size of a batch may be larger than the memory here.
     """
     tensors = [*module.parameters(), *module.buffers()]
     tensors += [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     if not any(x.is_meta for x in tensors):
-        return module, inputs
+        return module, inputs, contextlib.nullcontext()
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -168,7 +170,7 @@ def without_storage(
 
     known: dict[int, object] = {id(x): fake(x) for x in (*module.parameters(), *module.buffers())}
     made = pytree.tree_map_only(Tensor, fake, inputs)
-    return copy.deepcopy(module, known), made
+    return copy.deepcopy(module, known), made, mode
 
 
 def joint(
@@ -187,10 +189,10 @@ def joint(
     """
     from torch._functorch.aot_autograd import aot_export_module
 
-    module, given = without_storage(module, (*inputs, *targets))
+    module, given, context = without_storage(module, (*inputs, *targets))
     table = torch.export.default_decompositions()
     kept_out = {op: how for op, how in table.items() if not kept(str(op))}
-    with quiet(), whole_attention():
+    with quiet(), whole_attention(), context:
         try:
             traced, signature = aot_export_module(
                 _Loss(module, loss, len(inputs)), given, trace_joint=True,

@@ -36,24 +36,21 @@ class Node:
         op: name in the operator table, or "input", "parameter", "constant", "opaque", "item".
         attrs: (name, value) pairs sorted by name.
         args: operands; None stands for an optional operand that is left out.
+        operands: those that are present.
         type: element type and shape.
         digest: 32 hexadecimal digits; equal exactly for nodes that compute the same expression.
     """
 
-    __slots__ = ("__weakref__", "args", "attrs", "digest", "op", "type")
+    __slots__ = ("__weakref__", "args", "attrs", "digest", "op", "operands", "type")
     op: str
     attrs: Attrs
     args: tuple[Node | None, ...]
+    operands: tuple[Node, ...]
     type: TensorType
     digest: str
 
     def __init__(self, *_: object) -> None:
         raise TypeError("make nodes with apply, leaf, full, opaque or item")
-
-    @property
-    def operands(self) -> tuple[Node, ...]:
-        """The operands that are present."""
-        return tuple(a for a in self.args if a is not None)
 
     @property
     def is_leaf(self) -> bool:
@@ -115,6 +112,7 @@ def _make(op: str, attrs: Attrs, args: tuple[Node | None, ...], type: TensorType
         ("op", op),
         ("attrs", attrs),
         ("args", args),
+        ("operands", tuple(a for a in args if a is not None) if None in args else args),
         ("type", type),
         ("digest", digest),
     ):

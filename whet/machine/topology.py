@@ -140,6 +140,13 @@ class Topology:
 
     def link(self, level: int, index: int) -> Link:
         """The link at one level of the hierarchy, as a device meets it."""
+        found = self._memo.get((level, index))
+        if found is None:
+            found = self._memo[level, index] = self._link(level, index)
+        assert isinstance(found, Link)
+        return found
+
+    def _link(self, level: int, index: int) -> Link:
         inside = max(len(node.inside) for node in self.nodes)
         if level >= inside:
             return self.network[level - inside].link

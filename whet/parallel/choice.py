@@ -46,12 +46,14 @@ class Choice:
         return ", ".join(f"{m}: {a}" + (f"/{i}" if i > 1 else "") for m, a, i in self.cuts) or "-"
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def instance_of(node: Node) -> Instance:
     """The prepared instance of an operator's node."""
     shapes = tuple(None if a is None else tuple(map(known, a.shape)) for a in node.args)
     return prepared(node.op, shapes, node.attrs)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def cuts_of(node: Node) -> Mapping[str, Cut]:
     """The axes along which an operator can be cut, and how."""
     shapes = tuple(None if a is None else tuple(map(known, a.shape)) for a in node.args)

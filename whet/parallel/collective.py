@@ -56,7 +56,7 @@ def hops(
     found = []
     for span in topology.spans(mesh, axes, others):
         # The slowest link of the level among the kinds of nodes that take part.
-        links = {topology.link(span.level, d) for d in mesh.devices}
+        links = topology.links(span.level, mesh)
         flow = min(link.flow(span.members, span.groups, span.total) for link in links)
         latency = max(link.latency for link in links)
         found.append(Hop(span.level, span.units, span.members, latency, flow))
@@ -245,17 +245,18 @@ def _route(topology: Topology, source: Mesh, target: Mesh, bytes: float) -> _Rou
         for k in range(pairs)
     ]
     load: Counter[Ports] = Counter()
-    for a, b in ends:
-        for level in range(topology.meeting(a, b) + 1):
-            load.update(_used(topology, level, a, b))
-    worst = 0.0
+    rows = []
     for a, b in ends:
         top = topology.meeting(a, b)
+        ports = [p for level in range(top + 1) for p in _used(topology, level, a, b)]
+        load.update(ports)
+        rows.append((a, b, top, ports))
+    worst = 0.0
+    for a, b, top, ports in rows:
         time = 0.0
-        for level in range(top + 1):
-            for port in _used(topology, level, a, b):
-                link = topology.link(level, a if port[2] != "in" else b)
-                time = max(time, part / link.flow(1, load[port], 1))
+        for port in ports:
+            link = topology.link(port[0], a if port[2] != "in" else b)
+            time = max(time, part / link.flow(1, load[port], 1))
         latency = max(topology.link(top, a).latency, topology.link(top, b).latency)
         worst = max(worst, time + latency)
     return _Route(worst, tuple(sorted(load.items())))

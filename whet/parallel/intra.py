@@ -83,6 +83,21 @@ class Problem:
     most: int = 16
     train: bool = True
     _moves: dict[tuple[Sharding, Sharding, int], float] = field(default_factory=dict)
+    _prices: dict[tuple[Node, int], float] = field(default_factory=dict)
+    _saved: frozenset[Node] = frozenset()
+    _users: dict[Node, list[Node]] = field(default_factory=dict)
+    _order: dict[Node, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nodes = self.layer.nodes
+        self._order = {n: k for k, n in enumerate(nodes)}
+        for n in nodes:
+            for a in dict.fromkeys(n.operands):
+                self._users.setdefault(a, []).append(n)
+        ahead = set(self.layer.forward)
+        self._saved = frozenset(
+            a for n in self.layer.backward for a in n.operands if a in ahead
+        )
 
     @property
     def mesh(self) -> Axes:
@@ -112,6 +127,13 @@ class Problem:
 
     def node_s(self, node: Node, choice: Choice) -> float:
         """Seconds of one node by itself: its kernel, and what its parts exchange inside."""
+        key = node, id(choice)  # `choices` keeps every choice alive
+        found = self._prices.get(key)
+        if found is None:
+            found = self._prices[key] = self._node_s(node, choice)
+        return found
+
+    def _node_s(self, node: Node, choice: Choice) -> float:
         made = step(node, choice, self.mesh)
         total = 0.0 if made is None else self.price(made)
         if made is not None and made.kind == "stream":
@@ -161,7 +183,7 @@ class Problem:
                     leader_of[n] = leader_of[best]
                     groups[leader_of[n]].append(n)
         for n in reversed(waiting):
-            reader = next((u for u in self._users(n) if u in leader_of), None)
+            reader = next((u for u in self._users.get(n, ()) if u in leader_of), None)
             if reader is None:
                 lead(n)
             else:
@@ -173,9 +195,6 @@ class Problem:
                     leader_of[a] = leader_of[n]
                     groups[leader_of[n]].append(a)
         return list(groups.values())
-
-    def _users(self, n: Node) -> list[Node]:
-        return [u for u in self.layer.nodes if n in u.operands]
 
     # -- the program -----------------------------------------------------------------------------
     def solve(self, *, seconds: float = 6.0, fixed: Mapping[Node, Choice] | None = None) -> Solved:
@@ -257,13 +276,6 @@ class Problem:
                 total += self.kept * known(n.type.nbytes) / s.parts(dict(self.mesh))
         return total
 
-    @property
-    def _saved(self) -> set[Node]:
-        if not self.layer.backward:
-            return set()
-        ahead = set(self.layer.forward)
-        return {a for n in self.layer.backward for a in n.operands if a in ahead}
-
     def _options(
         self, group: Sequence[Node], fixed: Mapping[Node, Choice]
     ) -> list[tuple[dict[Node, Choice], float]]:
@@ -273,7 +285,7 @@ class Problem:
         seen = set()
         for choice in [fixed[leader]] if leader in fixed else self.choices.of(leader):
             chosen = self._follow(group, choice, fixed)
-            key = tuple((n.digest, c) for n, c in chosen.items())
+            key = tuple(sorted((self._order.get(n, -1), id(c)) for n, c in chosen.items()))
             if key not in seen:
                 seen.add(key)
                 found.append((chosen, self._group_s(group, chosen)))
@@ -286,7 +298,6 @@ class Problem:
         self, group: Sequence[Node], choice: Choice, fixed: Mapping[Node, Choice]
     ) -> dict[Node, Choice]:
         chosen: dict[Node, Choice] = {group[0]: choice}
-        order = {n: k for k, n in enumerate(self.layer.nodes)}
         # Upstream: views of parameters and leaves, from their readers.
         members = set(group)
         wanted: dict[Node, Sharding] = {}
@@ -297,7 +308,7 @@ class Problem:
                     wanted[a] = Sharding(s.cuts)
 
         ask(group[0], choice)
-        rest = sorted((n for n in group[1:]), key=lambda n: order.get(n, -1))
+        rest = sorted((n for n in group[1:]), key=lambda n: self._order.get(n, -1))
         for n in rest:
             if (
                 n in chosen

@@ -27,7 +27,7 @@ from whet.parallel.lowering import lower
 from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage, Step
 from whet.parallel.sharding import Axes, Sharding
 from whet.parallel.simulate import Simulator
-from whet.parallel.strategy import Part, Recipe, Strategy
+from whet.parallel.strategy import STYLES, Part, Recipe, Strategy
 from whet.parallel.work import work
 
 MICRO = "micro"
@@ -54,6 +54,7 @@ class Library:
     _factors: dict[int, Factors] = field(default_factory=dict)
     _solved: dict[object, Solved] = field(default_factory=dict)
     _blocks: dict[object, Block] = field(default_factory=dict)
+    _kinds: dict[tuple[Recipe, Mesh], object] = field(default_factory=dict)
     _sample: dict[Node, tuple[int, int]] = field(default_factory=dict)
     _second: dict[Node, tuple[int, int]] = field(default_factory=dict)
     _tails: frozenset[Node] = frozenset()
@@ -87,6 +88,12 @@ class Library:
 
     def _kind(self, recipe: Recipe, mesh: Mesh) -> object:
         """What of a recipe and its place decides about choices."""
+        found = self._kinds.get((recipe, mesh))
+        if found is None:
+            found = self._kinds[recipe, mesh] = self._kind_of(recipe, mesh)
+        return found
+
+    def _kind_of(self, recipe: Recipe, mesh: Mesh) -> object:
         links = tuple(
             tuple(
                 (s.level, s.units, s.members, s.groups) for s in self.cluster.spans(mesh, (name,))
@@ -98,7 +105,9 @@ class Library:
         )
         axes = tuple((n, 0 if n in recipe.pinned else size) for n, size in recipe.axes)
         kinds = tuple(d.name for d in self.cluster.kinds(mesh.devices))
-        return axes, recipe.pinned, recipe.style, links, kinds
+        loose = any(size > 1 for name, size in recipe.axes if name not in recipe.pinned)
+        style = recipe.style if loose else STYLES[0]  # with all axes pinned, styles do not differ
+        return axes, recipe.pinned, style, links, kinds
 
     def problem(self, number: int, recipe: Recipe, mesh: Mesh, micro: int) -> Problem:
         """The 0-1 program of a block."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from whet.errors import WhetError
 
@@ -37,6 +37,13 @@ class Sharding:
 
     cuts: tuple[tuple[int, int, str], ...] = ()
     partial: tuple[tuple[str, str], ...] = ()
+    _hash: int = field(init=False, compare=False, repr=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.cuts, self.partial)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def parts(self, sizes: Mapping[str, int]) -> int:
         """Among how many devices the value is cut."""

@@ -50,6 +50,7 @@ class Work:
     extents: Mapping[str, int] | None = None
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def work(node: Node) -> Work:
     """What a node costs."""
     if node.is_leaf or node.op == "item":
