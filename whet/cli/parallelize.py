@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from whet.capture.training import captured
 from whet.cli.console import Console
 from whet.cli.options import seconds
 from whet.errors import WhetError
-from whet.machine import sweep, topology
-from whet.parallel import planfile
+from whet.machine import Topology, sweep, topology
+from whet.parallel import explain, planfile
+from whet.parallel.blocks import Model
 from whet.parallel.library import Library
+from whet.parallel.pins import NAMES, Pins
 from whet.parallel.placed import Optimizer
-from whet.parallel.search import Found, Search, kind
+from whet.parallel.search import Found, Search
 from whet.parallel.strategy import Strategy
-
-PINS = ("stages", "tensor", "data", "microbatches", "zero", "recompute", "schedule")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, metavar="N", help="refuse a machine of another size")
     parser.add_argument(
         "--pin", action="append", default=[], metavar="NAME=VALUE",
-        help=f"what is given already: {', '.join(PINS)}; once for each",
+        help=f"what is given already: {', '.join(NAMES)}, or a parameter by its name"
+        " (*.up.weight=0:tensor, *.norm.weight=whole); once for each",
     )  # fmt: skip
     parser.add_argument("--dtype", default="bfloat16", help="of the weights (default: bfloat16)")
     parser.add_argument("--budget", type=seconds, default=60.0, metavar="TIME")
@@ -55,55 +56,75 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "the machine has another number of devices", expected=args.devices, got=cluster.size,
             hint="say it in the machine's name: h100x8:4 is four nodes",
         )  # fmt: skip
-    pin = pins(args.pin)
+    pins = Pins.of(args.pin)
     began = time.monotonic()
     model = captured(args.model, args.batch, args.dtype)
     console.say(f"captured in {time.monotonic() - began:.1f} s: {len(model.order)} blocks,"
                 f" {len(model.layers)} distinct")  # fmt: skip
-    rows = []
+    pins.checked(model, cluster.size)
     machines = [(args.machine, cluster)]
     if args.sweep:
         path, values = sweep(args.sweep)
         machines = [(f"{path}={v:g}", topology(f"{args.machine},{path}={v:g}")) for v in values]
-    for name, machine in machines:
-        library = Library.of(model, machine, optimizer(args.dtype))
-        found = Search(library, seeds=not args.no_seeds, pin=pin, budget=args.budget).run()
-        rows.append({"machine": name, **result(library, found)})
-        console.print(text(name, found, library, explain=args.explain))
+    found = searched(args, model, machines, pins, console)
+    rows = []
+    for name, library, one in found:
+        rows.append({"machine": name, **result(library, one)})
+        console.print(text(name, one, library, reasons=args.explain))
         if args.plan:
-            args.plan.write_text(planfile.write(library, found), encoding="utf-8")
-    console.finish(rows[0] if not args.sweep else {"sweep": args.sweep, "points": rows})
+            args.plan.write_text(planfile.write(library, one), encoding="utf-8")
+    if not args.sweep:
+        console.finish(rows[0])
+        return 0
+    points = [
+        (v, one.best, one.simulated.seconds) for v, (_, _, one) in zip(values, found, strict=True)
+    ]
+    lines = explain.changes(points)
+    console.print(f"{path}: " + ("the best plan stays the same" if not lines else
+                                 f"the best plan changes {len(lines)} times"))  # fmt: skip
+    for line in lines:
+        console.print(f"  {line}")
+    console.finish({"sweep": args.sweep, "changes": lines, "points": rows})
     return 0
+
+
+def searched(
+    args: argparse.Namespace, model: Model, machines: list[tuple[str, Topology]], pins: Pins,
+    console: Console,
+) -> list[tuple[str, Library, Found]]:  # fmt: skip
+    """What is found for each machine.
+
+    Of a sweep, each point is tried with what was found for the others too, so that where the best
+    plan changes says something about the machine and nothing about the search's luck.
+    """
+    found: list[tuple[str, Library, Found]] = []
+    for name, machine in machines:
+        library = Library.of(model, machine, optimizer(args.dtype), pins)
+        known = [one.best for _, _, one in found]
+        search = Search(
+            library, seeds=not args.no_seeds, pins=pins, budget=args.budget, also=known,
+            says=lambda line, name=name: console.say(f"{name}: {line}"),  # type: ignore[misc]
+        )  # fmt: skip
+        found.append((name, library, search.run()))
+    every = list(dict.fromkeys(one.best for _, _, one in found))
+    return [(name, library, better(library, one, every)) for name, library, one in found]
+
+
+def better(library: Library, found: Found, others: list[Strategy]) -> Found:
+    """What was found, or one of others that is faster on the same machine."""
+    for s in others:
+        try:
+            ran = library.simulator.simulate(library.place(s))
+        except WhetError:
+            continue
+        if ran.fits and ran.seconds < found.simulated.seconds:
+            found = replace(found, best=s, simulated=ran)
+    return found
 
 
 def optimizer(dtype: str) -> Optimizer:
     """Adam; with a master copy where weights are narrow."""
     return Optimizer(8, 4, 12) if dtype == "float32" else Optimizer(12, 4, 12)
-
-
-def pins(texts: list[str]) -> Callable[[Strategy], bool]:
-    """A test for what the user has given.
-
-    Raises:
-        WhetError: a pin that is none.
-    """
-    wanted: dict[str, str] = {}
-    for t in texts:
-        name, equal, value = t.partition("=")
-        if name not in PINS or not equal:
-            raise WhetError("no such pin", expected=", ".join(PINS), got=t)
-        wanted[name] = value
-
-    def holds(s: Strategy) -> bool:
-        p = s.parts[0]
-        now: Mapping[str, object] = {
-            "stages": s.groups, "tensor": p.recipe.size("tensor"), "data": p.recipe.size("data"),
-            "microbatches": s.microbatches, "zero": p.zero,
-            "recompute": str(p.recompute).lower(), "schedule": s.schedule,
-        }  # fmt: skip
-        return all(str(now[k]) == v for k, v in wanted.items())
-
-    return holds
 
 
 def result(library: Library, found: Found) -> dict[str, object]:
@@ -122,7 +143,7 @@ def result(library: Library, found: Found) -> dict[str, object]:
     }  # fmt: skip
 
 
-def text(name: str, found: Found, library: Library, *, explain: bool) -> str:
+def text(name: str, found: Found, library: Library, *, reasons: bool) -> str:
     """The result for a reader."""
     r = found.simulated
     lines = [
@@ -135,22 +156,6 @@ def text(name: str, found: Found, library: Library, *, explain: bool) -> str:
     ]
     for family, (s, ran) in sorted(found.baselines.items(), key=lambda x: x[1][1].seconds):
         lines.append(f"  {family:<9}{ran.seconds:10.4g} s  {ran.seconds / r.seconds:5.2f}x  {s}")
-    if explain:
-        lines += explained(found, library)
+    if reasons:
+        lines += explain.text(library, found)
     return "\n".join(lines)
-
-
-def explained(found: Found, library: Library) -> list[str]:
-    """Why: where the time goes, what each distinct block does, and the runner-up."""
-    r, lines = found.simulated, []
-    spent = sorted(r.work[0].items(), key=lambda x: -x[1])
-    lines.append("  of a device of the first stage: "
-                 + ", ".join(f"{k} {v / r.seconds:.0%}" for k, v in spent[:6]))  # fmt: skip
-    for key, block in planfile.data(library, found)["blocks"].items():
-        cut = [f"{n} {c}" for n, c in block["parameters"].items()]
-        lines.append(f"  block {key}: {1e3 * block['seconds']:.3g} ms; " + "; ".join(cut[:8]))
-    if found.runner_up is not None:
-        s, seconds_ = found.runner_up
-        lines.append(f"  runner-up {kind(s)}: {seconds_:.4g} s,"
-                     f" {seconds_ / r.seconds:.2f}x as long: {s}")  # fmt: skip
-    return lines

@@ -286,7 +286,7 @@ class Choices:
             return None  # two axes combined inside at once: possible, never better
         if sum(cuts[a].result == "partial" for a in {a for a, _, _ in taken}) > 1:
             return None
-        used = {x.tensor for let in needed(instance, out) for x in ex.loads(let.body)}
+        used = _used(node)
         operands: list[Sharding | None] = []
         for name, slots in instance.operands.items():
             if name not in used:
@@ -318,6 +318,14 @@ class Choices:
         chosen = tuple((m, a, i) for a, i, m in taken) + tuple((m, *SUMS) for m, _ in parts)
         made = Sharding(result, _in_order((*partial, *parts), self.mesh))
         return Choice(chosen, tuple(operands), made, tuple(inner))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _used(node: Node) -> frozenset[str]:
+    """The operands that a node reads for the result that it stands for."""
+    instance = instance_of(node)
+    lets = needed(instance, out_of(node, instance))
+    return frozenset(x.tensor for let in lets for x in ex.loads(let.body))
 
 
 def _placed(

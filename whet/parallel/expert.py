@@ -8,16 +8,15 @@
     weird       convolutions cut samples, products with parameters cut parameters
     experts     experts on different devices, everything else cuts samples
 
-Each family lists its own degrees, microbatches, recomputation and sharding of the state: a baseline
-is as good as its best member.
+A baseline is as good as its best member. `tuned` looks for it as an engineer would: degrees far
+apart with likely other fields first, then one field after another as long as that helps.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from whet.ir.graph import Node
 from whet.parallel.choice import Choice
@@ -27,13 +26,16 @@ from whet.parallel.strategy import Recipe, Strategy, even
 from whet.parallel.work import work
 
 FAMILIES = ("data", "fsdp", "tensor", "pipeline", "3d", "weird", "experts")
-MEMBERS = 64  # of a family that are tried
+STARTS = 6  # degrees of a family that are looked at first
+
+Score = tuple[bool, float]  # whether it does not fit; seconds, the longer the less it fits
+Rate = Callable[[Strategy], Score | None]
 
 
-def fixed(problem: Problem, style: str) -> dict[Node, Choice] | None:
+def fixed(problem: Problem, style: str) -> dict[Node, Choice]:
     """Choices that a style decides itself."""
     if style not in ("weird", "experts"):
-        return None
+        return {}
     found: dict[Node, Choice] = {}
     for n in problem.layer.forward:
         w = work(n)
@@ -71,84 +73,156 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // k for k in small)})
 
 
-def families(
-    batch: int,
-    devices: tuple[int, ...],
-    node: int,
-    weights: Sequence[float],
-    *,
-    windows: bool,
-    experts: bool,
-    training: bool,
-) -> Iterator[tuple[str, Strategy]]:
-    """(family, member) of every family, the likely ones first.
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a family by its fields."""
 
-    Args:
+    depth: int
+    tensor: int
+    microbatches: int
+    chunks: int = 1
+    zero: int = 0
+    recompute: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One way in which people place models.
+
+    Attributes:
+        name: of `FAMILIES`.
         batch: samples of a step.
-        devices: of the cluster.
-        node: devices of one node.
-        weights: of each block.
-        windows, experts: whether the model has what a family is about.
+        devices: of the cluster, all of which it uses.
+        node: devices of one node: tensors are cut inside.
+        weights: of each block, for even stages.
         training: with gradients.
     """
-    for name in FAMILIES:
-        if (name == "weird" and not windows) or (name == "experts" and not experts):
-            continue
-        members = _members(name, batch, devices, node, weights, training=training)
-        for s in itertools.islice(members, MEMBERS):
-            yield name, replace(s, origin=name)
+
+    name: str
+    batch: int
+    devices: tuple[int, ...]
+    node: int
+    weights: Sequence[float]
+    training: bool
+
+    @property
+    def zeros(self) -> tuple[int, ...]:
+        if not self.training:
+            return (0,)
+        return {"data": (0,), "fsdp": (3, 2), "experts": (1, 3)}.get(self.name, (1, 0))
+
+    def degrees(self) -> list[tuple[int, int]]:
+        """(stages, tensor), those that cut the model least first."""
+        total = len(self.devices)
+        depths = [d for d in divisors(total) if d <= min(len(self.weights), 64)]
+        tensors = [t for t in divisors(self.node) if total % t == 0]
+        rows = [
+            (d, t) for d in depths for t in tensors
+            if total % (d * t) == 0 and self.batch % (total // (d * t)) == 0
+        ]  # fmt: skip
+        wanted = {"tensor": (False, True), "pipeline": (True, False), "3d": (True, True)}.get(
+            self.name, (False, False)
+        )
+        rows = [(d, t) for d, t in rows if (d > 1, t > 1) == wanted]
+        return sorted(rows, key=lambda x: (x[0] * x[1], x[0]))
+
+    def strategy(self, m: Member) -> Strategy | None:
+        """The member as a strategy; None if there is none with such fields."""
+        total = len(self.devices)
+        if (m.depth, m.tensor) not in self.degrees() or m.zero not in self.zeros:
+            return None
+        data = total // (m.depth * m.tensor)
+        if self.batch % (data * m.microbatches):
+            return None
+        if m.chunks > 1 and (
+            m.microbatches % m.depth or m.depth * m.chunks > len(self.weights) or m.depth == 1
+        ):
+            return None
+        pinned = frozenset() if self.name in ("weird", "experts") else frozenset({"data"})
+        style = self.name if self.name in ("weird", "experts") else "tokens"
+        recipe = Recipe((("data", data), ("tensor", m.tensor)), pinned, style)
+        size = total // m.depth
+        groups = [self.devices[k * size : (k + 1) * size] for k in range(m.depth)]
+        parts = even(
+            [self.weights] * m.depth, groups, [recipe] * m.depth, chunks=m.chunks,
+            zero=m.zero, recompute=m.recompute,
+        )  # fmt: skip
+        schedule = "interleaved" if m.chunks > 1 else "1f1b"
+        return Strategy(parts, m.microbatches, schedule, m.chunks, self.name)
+
+    def starts(self) -> Iterator[Member]:
+        """Members to begin with: degrees far apart, one sample at a time in pipelines."""
+        rows = self.degrees()
+        some = rows if len(rows) <= STARTS else [
+            rows[k * (len(rows) - 1) // (STARTS - 1)] for k in range(STARTS)
+        ]  # fmt: skip
+        for depth, tensor in some:
+            samples = self.batch * depth * tensor // len(self.devices)
+            options = divisors(samples)
+            micro = options[0] if depth == 1 else max(m for m in options if m <= 4 * depth)
+            if depth > 1 and micro < depth:
+                micro = options[-1]
+            yield Member(depth, tensor, micro, 1, self.zeros[0])
+
+    def near(self, m: Member) -> Iterator[Member]:
+        """Members that differ in one field, or trade one degree for another."""
+        samples = self.batch * m.depth * m.tensor // len(self.devices)
+        options = divisors(samples)
+        at = options.index(m.microbatches) if m.microbatches in options else 0
+        for k in (at + 1, at - 1, at + 2, at - 2):
+            if 0 <= k < len(options):
+                yield replace(m, microbatches=options[k])
+        if self.training:
+            yield replace(m, recompute=not m.recompute)
+        yield from (replace(m, zero=z) for z in self.zeros if z != m.zero)
+        if self.name in ("3d", "pipeline"):
+            yield from (replace(m, chunks=c) for c in (1, 2, 4) if c != m.chunks)
+        for depth, tensor in self.degrees():
+            pair = sorted((math.log2(depth / m.depth), math.log2(tensor / m.tensor)))
+            if pair not in ([-1, 0], [0, 1], [-1, 1]):
+                continue
+            # The samples of one microbatch stay the same.
+            micro = max(1, m.microbatches * depth * tensor // (m.depth * m.tensor))
+            fits = divisors(self.batch * depth * tensor // len(self.devices))
+            yield replace(
+                m, depth=depth, tensor=tensor, chunks=1,
+                microbatches=min(fits, key=lambda x: abs(math.log(x / micro))),
+            )  # fmt: skip
 
 
-def _members(
-    name: str, batch: int, devices: tuple[int, ...], node: int, weights: Sequence[float], *,
-    training: bool,
-) -> Iterator[Strategy]:  # fmt: skip
-    total = len(devices)
-    zeros = {"data": (0,), "fsdp": (3, 2), "experts": (1, 3)}.get(name, (1, 0))
-    for depth, tensor in _degrees(name, total, node, len(weights)):
-        data = total // (depth * tensor)
-        if batch % data:
-            continue
-        pinned = frozenset() if name in ("weird", "experts") else frozenset({"data"})
-        style = name if name in ("weird", "experts") else "tokens"
-        recipe = Recipe((("data", data), ("tensor", tensor)), pinned, style)
-        for micro in _microbatches(batch // data, depth):
-            for chunks in (1, 2) if name == "3d" and depth > 1 else (1,):
-                if chunks > 1 and (micro % depth or depth * chunks > len(weights)):
-                    continue
-                for recompute in (False, True) if training else (False,):
-                    for zero in zeros if training else zeros[:1]:
-                        size = total // depth
-                        groups = [devices[k * size : (k + 1) * size] for k in range(depth)]
-                        parts = even(
-                            [weights] * depth, groups, [recipe] * depth, chunks=chunks,
-                            zero=zero, recompute=recompute,
-                        )  # fmt: skip
-                        schedule = "interleaved" if chunks > 1 else "1f1b"
-                        yield Strategy(parts, micro, schedule, chunks)
+def tuned(family: Family, rate: Rate, over: Callable[[], bool]) -> Strategy | None:
+    """The best member that was found.
 
+    Args:
+        rate: what a strategy is worth; None if it cannot be.
+        over: whether the time is up; what was begun is finished as soon as something fits.
+    """
+    best: tuple[Score, Member, Strategy] | None = None
+    seen: set[Member] = set()
 
-def _degrees(name: str, total: int, node: int, blocks: int) -> list[tuple[int, int]]:
-    """(stages, tensor) of a family."""
-    depths = [d for d in divisors(total) if d <= min(blocks, 64)]
-    tensors = [t for t in divisors(node) if total % t == 0]
-    match name:
-        case "tensor":
-            return [(1, t) for t in tensors[::-1] if t > 1]
-        case "pipeline":
-            return [(d, 1) for d in depths if d > 1]
-        case "3d":
-            return [
-                (d, t) for d in depths for t in tensors[::-1]
-                if d > 1 and t > 1 and total % (d * t) == 0
-            ]  # fmt: skip
-    return [(1, 1)]
+    def look(m: Member) -> bool:
+        nonlocal best
+        if m in seen:
+            return False
+        seen.add(m)
+        s = family.strategy(m)
+        score = rate(s) if s is not None else None
+        if s is None or score is None or (best is not None and score >= best[0]):
+            return False
+        best = score, m, s
+        return True
 
-
-def _microbatches(samples: int, depth: int) -> list[int]:
-    """Numbers of microbatches of one replica, those that fill a pipeline best first."""
-    found = divisors(samples)
-    if depth > 1:
-        found = [m for m in found if m >= depth] or found[-1:]
-        return sorted(found, reverse=True)[:3]
-    return found[:1] + found[1:][-3:] if len(found) > 4 else found
+    for m in family.starts():
+        if over() and best is not None:
+            break
+        look(m)
+        if family.training and best is not None and best[0][0]:
+            look(replace(m, recompute=True))
+    better = best is not None
+    while better and best is not None and not over():
+        better = False
+        for m in list(family.near(best[1])):
+            if over():
+                break
+            better = look(m) or better
+    return best[2] if best is not None and not best[0][0] else None

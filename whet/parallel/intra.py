@@ -95,9 +95,7 @@ class Problem:
             for a in dict.fromkeys(n.operands):
                 self._users.setdefault(a, []).append(n)
         ahead = set(self.layer.forward)
-        self._saved = frozenset(
-            a for n in self.layer.backward for a in n.operands if a in ahead
-        )
+        self._saved = frozenset(a for n in self.layer.backward for a in n.operands if a in ahead)
 
     @property
     def mesh(self) -> Axes:
@@ -197,12 +195,16 @@ class Problem:
         return list(groups.values())
 
     # -- the program -----------------------------------------------------------------------------
-    def solve(self, *, seconds: float = 6.0, fixed: Mapping[Node, Choice] | None = None) -> Solved:
+    def solve(
+        self, *, seconds: float = 6.0, fixed: Mapping[Node, Choice] | None = None,
+        unlike: Assignment | None = None,
+    ) -> Solved:  # fmt: skip
         """The cheapest choices.
 
         Args:
             seconds: for the solver.
             fixed: choices that are given.
+            unlike: choices from which at least one parameter has to be cut otherwise.
 
         Raises:
             SearchError: nothing fits in memory, or no way leads from one value to the next.
@@ -241,6 +243,8 @@ class Problem:
             for j in range(wide):
                 terms = {start + i * wide + j: 1.0 for i in range(len(table[a]))}
                 rows.append(Constraint({**terms, first[b] + j: -1.0}, 0.0, 0.0))
+        if unlike is not None:
+            rows.append(self._unlike(groups, table, first, unlike))
         if math.isfinite(self.limit):
             rows.append(
                 Constraint({k: v / 2**20 for k, v in heavy.items() if v}, high=self.limit / 2**20)
@@ -262,6 +266,23 @@ class Problem:
             picked, answer.value / scale + constant, answer.bound / scale + constant,
             sum(map(len, table)), pairs,
         )  # fmt: skip
+
+    def _unlike(
+        self, groups: Sequence[Sequence[Node]],
+        table: Sequence[Sequence[tuple[dict[Node, Choice], float]]],
+        first: Sequence[int], given: Assignment,
+    ) -> Constraint:  # fmt: skip
+        """Not all groups with parameters may cut them as given."""
+        terms: dict[int, float] = {}
+        count = 0
+        for group, options, start in zip(groups, table, first, strict=True):
+            own = [n for n in group if n.op == "parameter"]
+            if own:
+                count += 1
+                for i, (chosen, _) in enumerate(options):
+                    if all(chosen[n].result == given[n].result for n in own):
+                        terms[start + i] = 1.0
+        return Constraint(terms, high=count - 1.0)
 
     def _bytes(self, group: Sequence[Node], chosen: Mapping[Node, Choice]) -> float:
         """What an option holds in a device's memory through the step."""

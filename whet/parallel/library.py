@@ -24,6 +24,7 @@ from whet.parallel.choice import Choice, Choices, Factors, samples, tails
 from whet.parallel.cut import known
 from whet.parallel.intra import Problem, Solved
 from whet.parallel.lowering import lower
+from whet.parallel.pins import NONE, Pins
 from whet.parallel.placed import Block, Optimizer, Placed, Run, Stage, Step
 from whet.parallel.sharding import Axes, Sharding
 from whet.parallel.simulate import Simulator
@@ -43,6 +44,7 @@ class Library:
         cluster: the machine.
         optimizer: costs of an update.
         simulator: prices steps and runs what is placed.
+        pins: parameters whose shardings are given.
         solves: 0-1 programs solved.
     """
 
@@ -50,22 +52,29 @@ class Library:
     cluster: Topology
     optimizer: Optimizer
     simulator: Simulator
+    pins: Pins = NONE
     solves: int = 0
     _factors: dict[int, Factors] = field(default_factory=dict)
-    _solved: dict[object, Solved] = field(default_factory=dict)
+    _solved: dict[object, Solved | SearchError] = field(default_factory=dict)
     _blocks: dict[object, Block] = field(default_factory=dict)
     _kinds: dict[tuple[Recipe, Mesh], object] = field(default_factory=dict)
     _sample: dict[Node, tuple[int, int]] = field(default_factory=dict)
     _second: dict[Node, tuple[int, int]] = field(default_factory=dict)
+    _places: frozenset[tuple[Node, int, int]] = frozenset()
     _tails: frozenset[Node] = frozenset()
 
     @classmethod
-    def of(cls, model: Model, cluster: Topology, optimizer: Optimizer) -> Library:
+    def of(
+        cls, model: Model, cluster: Topology, optimizer: Optimizer, pins: Pins = NONE
+    ) -> Library:
         """A library with nothing in it."""
-        made = cls(model, cluster, optimizer, Simulator(cluster))
+        made = cls(model, cluster, optimizer, Simulator(cluster), pins)
         graph = model.graph
         made._sample = samples(graph.inputs, graph.nodes, model.batch)
         made._second = samples(graph.inputs, graph.nodes, model.batch, 1)
+        made._places = frozenset(
+            (n, *at) for table in (made._sample, made._second) for n, at in table.items()
+        )
         made._tails = tails(graph.nodes, [g for x in model.layers for g in x.gradients.values()])
         return made
 
@@ -82,8 +91,48 @@ class Library:
         if found is None:
             self.solves += 1
             problem = self.problem(number, recipe, mesh, micro)
-            fixed = expert.fixed(problem, recipe.style)
-            found = self._solved[key] = problem.solve(fixed=fixed)
+            fixed = {**expert.fixed(problem, recipe.style), **self.pinned(number, problem)}
+            try:
+                found = problem.solve(fixed=fixed)
+            except SearchError as fault:
+                found = fault
+            self._solved[key] = found
+        if isinstance(found, SearchError):
+            raise found
+        return found
+
+    def unlike(self, number: int, recipe: Recipe, mesh: Mesh, micro: int) -> Solved:
+        """The cheapest choices of a block that cut some parameter otherwise than the best ones.
+
+        Raises:
+            SearchError: there are none.
+        """
+        best = self.solved(number, recipe, mesh, micro)
+        problem = self.problem(number, recipe, mesh, micro)
+        fixed = {**expert.fixed(problem, recipe.style), **self.pinned(number, problem)}
+        if not any(n.op == "parameter" for n in best.choices):
+            raise SearchError("a block without parameters cuts none")
+        return problem.solve(fixed=fixed, unlike=best.choices)
+
+    def pinned(self, number: int, problem: Problem) -> dict[Node, Choice]:
+        """The choices of the parameters that a user has decided.
+
+        Raises:
+            SearchError: a parameter cannot be cut so.
+        """
+        found: dict[Node, Choice] = {}
+        names = {a for a, _ in problem.mesh}
+        for node, cuts in self.pins.of_layer(self.model, number).items():
+            want = {c for c in cuts if c[1] in names}
+            options = problem.choices.of(node)
+            fits = [c for c in options if {(d, a) for d, _, a in c.result.cuts} == want]
+            if not fits:
+                raise SearchError(
+                    f"{node.name} cannot be cut so",
+                    expected="one of " + "; ".join(sorted({str(c) for c in options})),
+                    got=", ".join(f"dim {d} along {a}" for d, a in sorted(want)),
+                )  # fmt: skip
+            found[node] = fits[0]
         return found
 
     def _kind(self, recipe: Recipe, mesh: Mesh) -> object:
@@ -105,9 +154,13 @@ class Library:
         )
         axes = tuple((n, 0 if n in recipe.pinned else size) for n, size in recipe.axes)
         kinds = tuple(d.name for d in self.cluster.kinds(mesh.devices))
-        loose = any(size > 1 for name, size in recipe.axes if name not in recipe.pinned)
-        style = recipe.style if loose else STYLES[0]  # with all axes pinned, styles do not differ
+        style = recipe.style if self._loose(recipe) else STYLES[0]  # nothing is left to choose
         return axes, recipe.pinned, style, links, kinds
+
+    @staticmethod
+    def _loose(recipe: Recipe) -> bool:
+        """Whether it leaves an axis to choose for."""
+        return any(size > 1 for name, size in recipe.axes if name not in recipe.pinned)
 
     def problem(self, number: int, recipe: Recipe, mesh: Mesh, micro: int) -> Problem:
         """The 0-1 program of a block."""
@@ -145,11 +198,10 @@ class Library:
         if number not in self._factors:
             self._factors[number] = Factors(layer.nodes)
         barred: dict[str, frozenset[tuple[Node, int, int]]] = {}
-        if recipe.style == "tokens":
-            places = frozenset(
-                (n, *at) for table in (self._sample, self._second) for n, at in table.items()
-            )
-            barred = {n: places for n, _ in recipe.axes if n not in recipe.pinned and n != "data"}
+        if recipe.style == "tokens" and self._loose(recipe):
+            barred = {
+                n: self._places for n, _ in recipe.axes if n not in recipe.pinned and n != "data"
+            }
         return Choices(
             self._factors[number], self.axes(recipe, micro), self._sample,
             recipe.pinned | TIME, self._tails, barred,

@@ -1,6 +1,7 @@
 """The search for a strategy: solvers propose, the simulator decides.
 
-    seeds        expert strategies (may be switched off) and a coarse grid of degrees
+    seeds        expert strategies, each family tuned over its own degrees (may be switched off)
+    grid         every depth and tensor degree with its likeliest other fields
     solvers      0-1 program inside blocks (`intra`), dynamic programming over stages (`balanced`)
     local        Metropolis steps against the current state, moves directed at the bottleneck
 
@@ -17,17 +18,18 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from whet.errors import SearchError, WhetError
-from whet.parallel.expert import divisors, families
+from whet.parallel.bound import Bound
+from whet.parallel.expert import FAMILIES, Family, Score, divisors, tuned
 from whet.parallel.library import Library
+from whet.parallel.moves import Moves
+from whet.parallel.pins import NONE, Pins
 from whet.parallel.simulate import Simulated
-from whet.parallel.strategy import Part, Recipe, Strategy, even
+from whet.parallel.strategy import Recipe, Strategy
 from whet.parallel.work import work
-
-Pin = Callable[[Strategy], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,51 +68,61 @@ class Search:
     """One search.
 
     Attributes:
-        library: model, cluster, simulator.
+        library: model, cluster, simulator, pinned parameters.
         seeds: with expert strategies.
-        pin: what a strategy has to satisfy.
+        pins: what a strategy has to satisfy.
         budget: seconds.
         seed: of the random walk.
+        also: strategies to begin with, such as what was found for a similar machine.
         says: told about progress.
-        clock: what the budget is counted with: seconds that pass, or `time.process_time` where other
-            work on the same cores must not decide what is found.
+        clock: what the budget is counted with: seconds that pass, or `time.process_time` where
+            other work on the same cores must not decide what is found.
     """
 
     library: Library
     seeds: bool = True
-    pin: Pin = lambda _: True
+    pins: Pins = NONE
     budget: float = 60.0
     seed: int = 0
+    also: Sequence[Strategy] = ()
     says: Callable[[str], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     _known: dict[Strategy, Simulated | None] = field(default_factory=dict)
     _best: tuple[float, Strategy] | None = None
+    _least: tuple[float, Simulated, Strategy] | None = None
     _kinds: dict[str, tuple[float, Strategy]] = field(default_factory=dict)
-    _flops: float = 0.0
+    _bounds: Bound = field(init=False)
+    _moves: Moves = field(init=False)
+
+    def __post_init__(self) -> None:
+        library = self.library
+        self._bounds = Bound(library.model, library.cluster)
+        self._moves = Moves(
+            library.model, self._bounds, library.weights(), self._node(), self.seeds, self.pins
+        )
 
     def run(self) -> Found:
         """Search until the budget is spent.
 
         Raises:
-            SearchError: nothing that satisfies the pins fits.
+            SearchError: nothing that satisfies the pins fits; says what came nearest.
         """
         began = self.clock()
         end = began + self.budget
+        self.pins.checked(self.library.model, self.library.cluster.size)
         bound = self.bound()
-        baselines: dict[str, tuple[Strategy, Simulated]] = {}
-        if self.seeds:
-            self._baselines(baselines, began + 0.45 * self.budget)
+        for s in self.also:
+            self._run(s)
+        baselines = self._baselines(began + 0.45 * self.budget) if self.seeds else {}
         for s in self._grid():
-            if self.clock() > began + 0.8 * self.budget:
+            if self.clock() > began + 0.8 * self.budget and self._best is not None:
+                break
+            if self.clock() > end:
                 break
             self._try(s)
         stop = self._walk(end)
         if self._best is None:
-            raise SearchError(
-                "no strategy fits", expected="one that fits in the memory of all devices",
-                got=f"{len(self._known)} tried, none fits",
-                hint="more devices, fewer pins, or a smaller batch",
-            )  # fmt: skip
+            raise self._nothing()
         best = self._best[1]
         simulated = self._known[best]
         assert simulated is not None
@@ -121,101 +133,111 @@ class Search:
             self.clock() - began, (runner[1], runner[0]) if runner else None, stop,
         )  # fmt: skip
 
+    def bound(self) -> float:
+        """Seconds that no strategy on the cluster beats."""
+        return self._bounds.seconds()
+
+    def _nothing(self) -> SearchError:
+        if self._least is None:
+            return SearchError(
+                "no strategy satisfies the pins", got=f"{len(self._known)} tried, none can be",
+                expected="degrees that divide the batch and the machine", hint="pin fewer fields",
+            )  # fmt: skip
+        _, ran, s = self._least
+        full = max(range(len(ran.memory)), key=lambda g: ran.memory[g] / ran.capacity[g])
+        need, have = ran.memory[full] / 2**30, ran.capacity[full] / 2**30
+        return SearchError(
+            "no strategy fits in memory", expected=f"at most {have:.3g} GiB on each device",
+            got=f"{need:.3g} GiB with the one that came nearest: {s}",
+            where=f"{len(self._known)} strategies on {self.library.cluster.name}",
+            hint="more devices, a smaller batch"
+            + (", fewer pins" if self.pins else ", or --pin offload=optimizer"),
+        )  # fmt: skip
+
     # -- what a strategy takes ---------------------------------------------------------------------
     def _try(self, s: Strategy) -> Simulated | None:
-        """Simulate a strategy, once; None if it cannot be."""
+        """Simulate a strategy that may be the best, once; None if it cannot be."""
         if s in self._known:
             return self._known[s]
-        found: Simulated | None = None
-        if self.pin(s) and self._hope(s):
-            try:
-                found = self.library.simulator.simulate(self.library.place(s))
-            except WhetError:
-                found = None
+        if not self.pins.hold(s) or not self._hope(s):
+            return None
+        return self._run(s)
+
+    def _run(self, s: Strategy) -> Simulated | None:
+        """Simulate a strategy, once; None if it cannot be lowered."""
+        if s in self._known:
+            return self._known[s]
+        found: Simulated | None
+        try:
+            found = self.library.simulator.simulate(self.library.place(s))
+        except WhetError:
+            found = None
         self._known[s] = found
-        if found is not None and found.fits:
-            if self._best is None or found.seconds < self._best[0]:
-                self._best = found.seconds, s
-                self.says(f"{found.seconds:.4g} s: {s}")
-            k = kind(s)
-            if k not in self._kinds or found.seconds < self._kinds[k][0]:
-                self._kinds[k] = found.seconds, s
+        if found is None or not self.pins.hold(s):
+            return found
+        if not found.fits:
+            over = _overflow(found)
+            if self._least is None or over < self._least[0]:
+                self._least = over, found, s
+            return found
+        if self._best is None or found.seconds < self._best[0]:
+            self._best = found.seconds, s
+            self.says(f"{found.seconds:.4g} s: {s}")
+        k = kind(s)
+        if k not in self._kinds or found.seconds < self._kinds[k][0]:
+            self._kinds[k] = found.seconds, s
         return found
 
     def _hope(self, s: Strategy) -> bool:
-        """Whether a strategy could beat the best: pipelines idle, and parameters need memory."""
-        if self._best is None:
-            return True
-        cluster = self.library.cluster
-        used = [d for p in s.parts for d in p.devices]
-        rate = sum(self._rate(d) for d in set(used))
-        ideal = self.flops() / rate
-        if s.schedule in ("gpipe", "1f1b") and s.groups > 1:
-            ideal *= 1 + (s.groups - 1) / s.microbatches
-        if any(p.recompute for p in s.parts):
-            ideal *= 4 / 3 if self.library.model.training else 1
-        del cluster
-        return ideal < self._best[0]
-
-    def _rate(self, device: int) -> float:
-        """Operations a second that a device reaches at most, in the model's arithmetic."""
-        return _rate(self.library, device)
-
-    def flops(self) -> float:
-        """Operations of a step, of its products."""
-        if not self._flops:
-            model = self.library.model
-            sums = [
-                sum(work(n).flops for n in layer.nodes if work(n).roles) for layer in model.layers
-            ]
-            self._flops = float(sum(sums[n] for n in model.order))
-            if model.training:  # gradients of one call share some of it
-                self._flops *= 0.9
-        return self._flops
-
-    def bound(self) -> float:
-        """No strategy takes less: all products at the best rate of all devices."""
-        size = self.library.cluster.size
-        return self.flops() / sum(self._rate(d) for d in range(size))
+        """Whether a strategy could beat the best, by the bound for its degrees."""
+        return self._best is None or self._bounds.hope(s) < self._best[0]
 
     # -- seeds ---------------------------------------------------------------------------------
-    def _baselines(self, found: dict[str, tuple[Strategy, Simulated]], end: float) -> None:
-        library = self.library
-        kinds = {work(n).kind for layer in library.model.layers for n in layer.nodes}
-        experts = any(
-            len(p.shape) == 3 for layer in library.model.layers for p in layer.gradients
-        ) and "window" not in kinds  # fmt: skip
-        rows: dict[str, list[Strategy]] = {}
-        for name, s in families(
-            library.model.batch, tuple(range(library.cluster.size)), self._node(),
-            library.weights(), windows="window" in kinds, experts=experts,
-            training=library.model.training,
-        ):  # fmt: skip
-            rows.setdefault(name, []).append(s)
-        # Round by round, so that no family is left out when time is short.
-        for k in range(max(map(len, rows.values()), default=0)):
-            for name, members in rows.items():
-                if k >= len(members) or (self.clock() > end and name in found):
-                    continue
-                if self.clock() > end + 0.1 * self.budget:
-                    return
-                s = members[k]
-                ran = self._baseline(s)
-                if ran is not None and ran.fits:
-                    if name not in found or ran.seconds < found[name][1].seconds:
-                        found[name] = s, ran
+    def _baselines(self, end: float) -> dict[str, tuple[Strategy, Simulated]]:
+        """The best member of each family, which has its share of the time."""
+        library, found = self.library, dict[str, tuple[Strategy, Simulated]]()
+        layers = library.model.layers
+        kinds = {work(n).kind for layer in layers for n in layer.nodes}
+        has = {
+            "weird": "window" in kinds,
+            "experts": self._mixture() and "window" not in kinds,
+        }
+        names = [f for f in FAMILIES if has.get(f, True)]
+        devices = tuple(range(library.cluster.size))
+        for k, name in enumerate(names):
+            begin = self.clock()
+            until = begin + (end - begin) / (len(names) - k)
+            family = Family(
+                name, library.model.batch, devices, self._node(), library.weights(),
+                library.model.training,
+            )  # fmt: skip
+            best = tuned(family, self._rated(), lambda u=until: self.clock() > u)  # type: ignore[misc]
+            ran = self._known.get(best) if best is not None else None
+            if best is not None and ran is not None:
+                found[name] = best, ran
+                self.says(f"{name}: {ran.seconds:.4g} s: {best}")
+        return found
 
-    def _baseline(self, s: Strategy) -> Simulated | None:
-        """A baseline is simulated even where it cannot be the best."""
-        if s not in self._known:
-            before, self._best = self._best, None
-            try:
-                ran = self._try(s)
-            finally:
-                if before is not None and (self._best is None or before[0] <= self._best[0]):
-                    self._best = before
-            return ran
-        return self._known[s]
+    def _rated(self) -> Callable[[Strategy], Score | None]:
+        """What members of one family are worth, among themselves."""
+        best = math.inf
+
+        def rate(s: Strategy) -> Score | None:
+            nonlocal best
+            if self._bounds.hope(s) >= best:
+                return None
+            ran = self._run(s)
+            if ran is None:
+                return None
+            if ran.fits:
+                best = min(best, ran.seconds)
+            return not ran.fits, _score(ran)
+
+        return rate
+
+    def _mixture(self) -> bool:
+        """Whether some product has a parameter for each of several parts of the data."""
+        return any(len(p.shape) == 3 for x in self.library.model.layers for p in x.gradients)
 
     def _node(self) -> int:
         return max(1, min(node.devices for node in self.library.cluster.nodes))
@@ -223,27 +245,18 @@ class Search:
     # -- the grid --------------------------------------------------------------------------------
     def _grid(self) -> Iterator[Strategy]:
         """Degrees, coarse: every depth and tensor degree with its likeliest other fields."""
-        library, model = self.library, self.library.model
-        weights = library.weights()
-        small = len(model.layers) == 1 or any(
-            len(p.shape) == 3 for layer in model.layers for p in layer.gradients
-        )
+        model, pins = self.library.model, self.pins
+        small = len(model.layers) == 1 or self._mixture()
+        fields = [(1, False), (3, False), (1, True), (3, True)] if model.training else [(0, False)]
+        zeros = pins.options("zero", [0, 1, 2, 3])
+        given = pins.get("recompute")
+        fields = [
+            (z if z in zeros else zeros[0], r if given is None else bool(given)) for z, r in fields
+        ]
         for devices in self._device_sets():
-            total = len(devices)
-            node = self._node()
-            tensors = [t for t in divisors(total) if t <= max(2 * node, 8) and t & (t - 1) == 0]
-            depths = [d for d in divisors(total) if d <= min(len(model.order), 64)]
-            order = sorted(
-                ((d, t) for d in depths for t in tensors if total % (d * t) == 0),
-                key=lambda x: (abs(math.log2(x[0] * x[1]) - self._pressure(total)), x[1]),
-            )
-            for zero, recompute in ((1, False), (3, False), (1, True), (3, True)):
-                if not model.training and (zero, recompute) != (1, False):
-                    continue
-                for depth, tensor in order:
-                    data = total // (depth * tensor)
-                    if model.batch % data:
-                        continue
+            for zero, recompute in dict.fromkeys(fields):
+                for depth, tensor in self._degrees(len(devices)):
+                    data = len(devices) // (depth * tensor)
                     for style, pinned in (
                         ("free", True), ("lean", True), *((("free", False),) if small else ()),
                     ):  # fmt: skip
@@ -253,32 +266,48 @@ class Search:
                             (("data", data), ("tensor", tensor)),
                             frozenset({"data"}) if pinned else frozenset(), style,
                         )  # fmt: skip
-                        for micro in self._micro(model.batch // data, depth):
-                            size = total // depth
-                            groups = [devices[k * size : (k + 1) * size] for k in range(depth)]
-                            times = [tuple(w / self._rate(g[0]) for w in weights) for g in groups]
-                            parts = even(
-                                times, groups, [recipe] * depth,
-                                zero=0 if not model.training else zero, recompute=recompute,
-                            )  # fmt: skip
-                            shares = self._shares(parts)
-                            yield Strategy(
-                                shares, micro, "zero_bubble" if depth > 1 and model.training
-                                else "1f1b", origin="grid",
-                            )  # fmt: skip
+                        for micro in pins.options(
+                            "microbatches", self._micro(model.batch // data, depth)
+                        ):
+                            yield from self._cell(devices, depth, recipe, micro, zero, recompute)
 
-    def _shares(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        """Uneven replicas where a stage has devices of several speeds."""
-        made = []
-        for p in parts:
-            data = p.recipe.size("data")
-            wide = len(p.devices) // data
-            rates = [self._rate(p.devices[k * wide]) for k in range(data)]
-            if max(rates) > 1.05 * min(rates):
-                mean = sum(rates) / data
-                p = replace(p, shares=tuple(round(r / mean, 3) for r in rates))
-            made.append(p)
-        return tuple(made)
+    def _cell(
+        self, devices: tuple[int, ...], depth: int, recipe: Recipe, micro: int, zero: int,
+        recompute: bool,
+    ) -> Iterator[Strategy]:  # fmt: skip
+        size = len(devices) // depth
+        groups = [devices[k * size : (k + 1) * size] for k in range(depth)]
+        offload = frozenset(filter(None, str(self.pins.get("offload") or "").split(",")))
+        usual = "zero_bubble" if depth > 1 and self.library.model.training else "1f1b"
+        schedule = str(self.pins.get("schedule") or usual)
+        chunks = int(self.pins.get("chunks") or (2 if schedule == "interleaved" else 1))
+        if depth * chunks > len(self.library.model.order):
+            return
+        parts = self._moves.parts(groups, recipe, 1, zero, recompute, offload)
+        if chunks > 1:
+            seed = Strategy(parts, micro, schedule, 1, "grid")
+            made = self._moves.regrouped(seed, size, recipe, schedule, chunks)
+            if made is not None:
+                yield replace(made, origin="grid")
+            return
+        yield Strategy(parts, micro, schedule, 1, "grid")
+
+    def _degrees(self, total: int) -> list[tuple[int, int]]:
+        """(stages, tensor), those first that cut a model as much as memory asks for."""
+        batch, blocks = self.library.model.batch, len(self.library.model.order)
+        most = max(2 * self._node(), 8)
+        tensors = [t for t in divisors(total) if t <= most and t & (t - 1) == 0]
+        depths = [d for d in divisors(total) if d <= min(blocks, 64)]
+        data = self.pins.get("data")
+        want = self._pressure(total)
+        rows = [
+            (d, t)
+            for d in self.pins.options("stages", depths)
+            for t in self.pins.options("tensor", tensors)
+            if total % (d * t) == 0 and batch % (total // (d * t)) == 0
+            and data in (None, total // (d * t))
+        ]  # fmt: skip
+        return sorted(rows, key=lambda x: (abs(math.log2(x[0] * x[1]) - want), x[1]))
 
     def _device_sets(self) -> list[tuple[int, ...]]:
         """All devices; of a mixed cluster also each kind alone, and the kinds in other order."""
@@ -313,138 +342,39 @@ class Search:
     # -- the walk --------------------------------------------------------------------------------
     def _walk(self, end: float) -> str:
         """Metropolis steps from the best, against the current state."""
-        if self._best is None:
+        if self._best is None and self._least is None:
             return "nothing fits"
         draw = random.Random(self.seed)
-        current = self._best[1]
-        at = self._best[0]
+        start = self._best[1] if self._best is not None else self._least[2]  # type: ignore[index]
+        ran = self._known[start]
+        assert ran is not None
+        current, at = start, _score(ran)
         heat = 0.05
         idle = 0
         while self.clock() < end:
-            s = self._move(current, draw)
+            s = self._moves.neighbour(current, self._known.get(current), draw)
             fresh = s is not None and s not in self._known
             ran = self._try(s) if s is not None else None
-            idle = 0 if fresh else idle + 1
+            idle = 0 if fresh and ran is not None else idle + 1
             if idle > 300:
                 return "every neighbour is known"
             if ran is None or s is None:
                 continue
-            score = ran.seconds if ran.fits else ran.seconds * (1 + 4 * _overflow(ran))
+            score = _score(ran)
             if score < at or draw.random() < math.exp(-(score - at) / (heat * at)):
                 current, at = s, score
             heat = max(0.005, heat * 0.995)
-            if draw.random() < 0.02:
+            if draw.random() < 0.02 and self._best is not None:
                 at, current = self._best
         return "the time is up"
 
-    def _move(self, s: Strategy, draw: random.Random) -> Strategy | None:
-        """A neighbour; which field is changed depends on what the time goes into."""
-        ran = self._known.get(s)
-        kinds = ["micro", "degrees", "zero", "recompute", "schedule", "style", "cut", "free"]
-        if ran is not None:
-            idle, exposed = sum(ran.idle) / len(ran.idle), sum(ran.exposed) / len(ran.exposed)
-            if not ran.fits:
-                kinds += ["recompute", "zero", "micro", "degrees"] * 2
-            if idle > 0.1:
-                kinds += ["micro", "schedule", "cut", "degrees"] * 2
-            if exposed > 0.1:
-                kinds += ["style", "degrees", "zero", "free", "micro"] * 2
-        change = draw.choice(kinds)
-        model = self.library.model
-        p = s.parts[0]
-        data = p.recipe.size("data")
-        match change:
-            case "micro":
-                options = divisors(model.batch // data)
-                near = [m for m in options if m != s.microbatches]
-                if not near:
-                    return None
-                near.sort(key=lambda m: abs(math.log(m / s.microbatches)))
-                return replace(s, microbatches=draw.choice(near[:4]), origin="walk")
-            case "zero":
-                return replace(s.everywhere(zero=draw.choice((0, 1, 2, 3))), origin="walk")
-            case "recompute":
-                if not model.training:
-                    return None
-                return replace(s.everywhere(recompute=not p.recompute), origin="walk")
-            case "style":
-                styles = ["free", "lean", *(["tokens"] if self.seeds else [])]
-                recipe = replace(p.recipe, style=draw.choice(styles))
-                return replace(s.everywhere(recipe=recipe), origin="walk")
-            case "free":
-                loose = frozenset() if p.recipe.pinned else frozenset({"data"})
-                if len(model.layers) > 8 and not p.recipe.pinned:
-                    return None
-                return replace(s.everywhere(recipe=replace(p.recipe, pinned=loose)), origin="walk")
-            case "schedule":
-                if s.groups < 2:
-                    return None
-                chosen = draw.choice(("1f1b", "gpipe", "zero_bubble", "interleaved"))
-                chunks = draw.choice((2, 3, 4)) if chosen == "interleaved" else 1
-                return self._regrouped(s, len(p.devices), p.recipe, chosen, chunks)
-            case "cut":
-                return _shifted(s, draw)
-        total = len({d for q in s.parts for d in q.devices})
-        tensor = draw.choice([t for t in divisors(total) if t <= 4 * self._node()])
-        depth = draw.choice(
-            [d for d in divisors(total // tensor) if d <= min(64, len(model.order))]
-        )
-        data = total // (tensor * depth)
-        if model.batch % (data * s.microbatches):
-            micro = draw.choice(divisors(model.batch // data)) if model.batch % data == 0 else 0
-            if not micro:
-                return None
-            s = replace(s, microbatches=micro)
-        recipe = replace(p.recipe, axes=(("data", data), ("tensor", tensor)))
-        return self._regrouped(s, total // depth, recipe, s.schedule if depth > 1 else "1f1b", 1)
 
-    def _regrouped(
-        self, s: Strategy, size: int, recipe: Recipe, schedule: str, chunks: int
-    ) -> Strategy | None:
-        """The same on groups of another size."""
-        devices = [d for q in s.parts[: s.groups] for d in q.devices]
-        groups = [tuple(devices[k : k + size]) for k in range(0, len(devices), size)]
-        weights = self.library.weights()
-        if len(groups) * chunks > len(weights):
-            return None
-        if schedule == "interleaved" and (s.microbatches % len(groups) or chunks == 1):
-            schedule, chunks = "1f1b", 1
-        times = [tuple(w / self._rate(g[0]) for w in weights) for g in groups]
-        p = s.parts[0]
-        parts = even(
-            times, groups, [recipe] * len(groups), chunks=chunks, zero=p.zero,
-            recompute=p.recompute,
-        )  # fmt: skip
-        return Strategy(self._shares(parts), s.microbatches, schedule, chunks, "walk")
-
-
-def _shifted(s: Strategy, draw: random.Random) -> Strategy | None:
-    """One block from a stage to its neighbour."""
-    if len(s.parts) < 2:
-        return None
-    k = draw.randrange(len(s.parts) - 1)
-    a, b = s.parts[k], s.parts[k + 1]
-    step = draw.choice((-1, 1))
-    at = a.last + step
-    if not a.first < at < b.last:
-        return None
-    parts = list(s.parts)
-    parts[k], parts[k + 1] = replace(a, last=at), replace(b, first=at)
-    return replace(s, parts=tuple(parts), origin="walk")
+def _score(ran: Simulated) -> float:
+    return ran.seconds if ran.fits else ran.seconds * (1 + 4 * _overflow(ran))
 
 
 def _overflow(ran: Simulated) -> float:
     return max(m / c - 1 for m, c in zip(ran.memory, ran.capacity, strict=True))
-
-
-def _rate(library: Library, device: int) -> float:
-    kind = library.cluster.device(device)
-    dtype = next(
-        (p.dtype.value for layer in library.model.layers for p in layer.gradients), "float32"
-    )
-    return kind.flops_s(dtype) * max(
-        kind.curve(k, dtype).top for k in ("contraction", "window", "fused")
-    )
 
 
 def kind(s: Strategy) -> str:
