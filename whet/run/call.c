@@ -7,7 +7,10 @@
 
    No header is needed. What the offsets of `struct program` point at is found out by whoever loads
    the program (whet.run.native), with tensors that it knows. One arena serves one call at a time;
-   arenas wait in a list that only holders of the interpreter's lock touch. */
+   arenas wait in a list that only holders of the interpreter's lock touch.
+
+   The memory of large outputs is used again once nobody else holds it: fresh pages from the system
+   take longer to come by than it takes to fill them. */
 
 typedef int int32_t;
 typedef long int64_t;
@@ -22,6 +25,9 @@ int aoti_torch_get_sizes(Tensor, int64_t **);
 int aoti_torch_get_strides(Tensor, int64_t **);
 int aoti_torch_get_data_ptr(Tensor, void **);
 int aoti_torch_delete_tensor_object(Tensor);
+int aoti_torch_get_storage_size(Tensor, int64_t *);
+int aoti_torch__reinterpret_tensor(Tensor, int64_t, const int64_t *, const int64_t *, int64_t,
+                                   Tensor *);
 int aoti_torch_empty_strided(int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t,
                              Tensor *);
 _Bool aoti_torch_grad_mode_is_enabled(void);
@@ -53,7 +59,7 @@ int madvise(void *, uint64_t, int);
 enum { ARENAS = 64, HUGE = 2 << 20 };
 
 struct kind {
-  int64_t type, rank;
+  int64_t type, rank, large; /* bytes of a large output, else 0 */
   const int64_t *sizes, *strides;
 };
 
@@ -69,6 +75,8 @@ struct program {
   void *tensor;    /* Python's type of a plain tensor */
   int64_t body, keys;            /* where an object has its tensor, and that its dispatch keys */
   uint64_t plain, inference;     /* the keys of tensors that are nothing special */
+  int64_t storage, holders;      /* where a tensor has its storage, and that the count of holders */
+  Tensor *kept;                  /* of each large output, a tensor over its memory that we hold */
   int64_t waiting;
   void *arenas[ARENAS];
 };
@@ -111,6 +119,8 @@ void whet_program_delete(Object *capsule) {
     p->close(arena);
     whet_arena_delete(arena, p->arena);
   }
+  for (int64_t i = 0; i < p->outputs; i++)
+    if (p->kept[i]) aoti_torch_delete_tensor_object(p->kept[i]), p->kept[i] = 0;
   for (int64_t i = 0; i < p->constant_handles; i++) aoti_torch_delete_tensor_object(p->handles[i]);
   p->constant_handles = 0;
 }
@@ -129,6 +139,42 @@ static inline int fits(const struct program *p, const struct kind *k, Object *x,
   for (int64_t i = 0; i < rank; i++)
     if (sizes[i] != k->sizes[i] || (strides[i] != k->strides[i] && sizes[i] != 1)) return 0;
   return !aoti_torch_get_data_ptr(t, data);
+}
+
+static inline int empty(const struct kind *k, Tensor *made) {
+  return aoti_torch_empty_strided(k->rank, k->sizes, k->strides, k->type, 0, -1, made);
+}
+
+/* Asks for huge pages where memory is not touched yet. */
+static void huge(void *data, int64_t bytes) {
+  uint64_t first = ((uint64_t)data + HUGE - 1) & ~(uint64_t)(HUGE - 1);
+  uint64_t last = ((uint64_t)data + bytes) & ~(uint64_t)(HUGE - 1);
+  if (last > first) madvise((void *)first, last - first, 14);
+}
+
+/* A new tensor over memory that was an output's before, if only we hold it and it is as it was. */
+static int large(const struct program *p, const struct kind *k, Tensor *kept, Tensor *made) {
+  Tensor one;
+  const int64_t size = 1;
+  if (aoti_torch_empty_strided(1, &size, &size, k->type, 0, -1, &one)) return 1;
+  uint64_t keys = *(uint64_t *)(*(char **)one + p->keys); /* inference mode makes other tensors */
+  aoti_torch_delete_tensor_object(one);
+  if (*kept) {
+    const char *body = *(char **)*kept, *storage = *(char **)(body + p->storage);
+    int64_t bytes;
+    if (*(int32_t *)(storage + p->holders) != 1 || *(uint64_t *)(body + p->keys) != keys ||
+        aoti_torch_get_storage_size(*kept, &bytes) || bytes < k->large) {
+      aoti_torch_delete_tensor_object(*kept);
+      *kept = 0;
+    }
+  }
+  if (!*kept) {
+    void *data;
+    if (empty(k, kept)) return 1;
+    if (aoti_torch_get_data_ptr(*kept, &data)) return 1;
+    huge(data, k->large);
+  }
+  return aoti_torch__reinterpret_tensor(*kept, k->rank, k->sizes, k->strides, 0, made);
 }
 
 static Object *none(void) {
@@ -152,7 +198,7 @@ static Object *called(struct program *p, Object *const *args, int64_t n) {
   for (; count < p->outputs && !failed; count++) {
     const struct kind *k = p->out + count;
     made[count] = 0;
-    failed = aoti_torch_empty_strided(k->rank, k->sizes, k->strides, k->type, 0, -1, made + count) ||
+    failed = (k->large ? large(p, k, p->kept + count, made + count) : empty(k, made + count)) ||
              aoti_torch_get_data_ptr(made[count], out + count);
   }
   if (!failed) {

@@ -254,6 +254,45 @@ def test_outputs_never_alias() -> None:
     assert not held & set(places)
 
 
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+@torch.no_grad()
+def test_memory_of_large_outputs_is_used_again_once_nobody_holds_it() -> None:
+    x = torch.randn(512, 600)
+    module = made(Twice(), x)
+    place = module(x).data_ptr()
+    assert module(x).data_ptr() == place
+    held = module(x)
+    view, array = module(x)[3:5], module(x).numpy()
+    others = {t.data_ptr() for t in (held, view, module(x))} | {array.__array_interface__["data"][0]}
+    assert len(others) == 4
+    want = held.clone()
+    module(x + 1)
+    same(held, want)
+    same(view, want[3:5])
+    same(torch.from_numpy(array), want)
+
+
+def test_large_outputs_are_of_the_mode_they_are_made_in() -> None:
+    x = torch.randn(512, 600)
+    with torch.no_grad():
+        module = made(Twice(), x)
+        module(x)
+    with torch.inference_mode():
+        assert module(x).is_inference()
+    with torch.no_grad():
+        found = module(x)
+        assert not found.is_inference()
+        found.add_(1)
+        assert found._version == 1
+        found.untyped_storage().resize_(8)
+        del found
+        same(module(x), x * 2)
+
+
 class Counter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
