@@ -3,9 +3,9 @@
     capture   the model becomes a Graph                                   whet.capture
     rewrite   proven rules, searched with predicted cost                  whet.rewrite, whet.search
     kernels   the library kernel of each cluster, by measured time        whet.run.choice
-    engines   library calls from Python, or one compiled region           whet.run.engine
-    native    or one C program: kernels, library calls, planned memory    whet.run.native
-    generate  or the same, groups of operators in tuned kernels           whet.run.fusing, .tuned
+    generate  one C program: groups of operators in tuned kernels         whet.run.fusing, .tuned
+    native    or of library calls, in planned memory                      whet.run.native
+    engines   or library calls from Python, or one compiled region        whet.run.engine
     measure   everything against the original, in turns; errors against float64
     program   the fastest that is right, or the original                  whet.run.module
 
@@ -30,6 +30,7 @@ from whet.backend.lowered import lower
 from whet.capture.captured import Captured
 from whet.capture.torch import capture
 from whet.errors import InputError, UnsupportedError, WhetError
+from whet.fuse.partition import Partition
 from whet.ir.graph import Graph
 from whet.ir.interp import evaluate
 from whet.machine import Machine
@@ -53,7 +54,7 @@ from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
 from whet.run.tuned import Tuner
 from whet.run.untouched import untouched
-from whet.search import Budget, StopReason
+from whet.search import Budget, Journal, StopReason
 from whet.store import Store
 
 SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"})
@@ -73,8 +74,9 @@ NOTES = {
     "native-unmerged": "the same, without rewrites that merge or hoist",
     "native-unrewritten": "the same, without rewrites",
     "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
+    "fused": "the same, groups found by a search that hears what their kernels say",
 }
-TUNING_S = 30.0  # seconds that must be left for kernels to be tuned
+TUNING_S = 25.0  # seconds that tuning leaves for what comes after it
 
 
 def optimize(
@@ -260,23 +262,23 @@ class _Walk:
                         new, old = candidates[-2:]
                         if self._is_slower(new, old, captured):
                             variants.insert(0, variants.pop())
-            if "regions" not in self.disable:
-                with self._phase("compile"):
-                    self.progress("compiling the body")
-                    for name, variant in self._affordable(variants):
-                        name = {"": "region", "unmerged": name}.get(name, f"region-{name}")
-                        candidates += self._regions(name, variant, captured)
+            graph = variants[0][1]
+            if not self.disable & {"native", "generated"} and self._left() > 1.2 * TUNING_S:
+                with self._phase("generate"):
+                    self.progress("tuning kernels")
+                    candidates += self._generated(graph, captured)
             if "native" not in self.disable:
                 with self._phase("native"):
                     self.progress("compiling a native program")
                     for name, variant in self._affordable(variants):
                         name = f"native-{name}" if name else "native"
                         candidates += self._natives(name, variant, captured)
-            graph = variants[0][1]
-            if not self.disable & {"native", "generated"} and self._left() > TUNING_S:
-                with self._phase("generate"):
-                    self.progress("tuning kernels")
-                    candidates += self._natives("generated", graph, captured, self._tuned())
+            if "regions" not in self.disable:
+                with self._phase("compile"):
+                    self.progress("compiling the body")
+                    for name, variant in self._affordable(variants):
+                        name = {"": "region", "unmerged": name}.get(name, f"region-{name}")
+                        candidates += self._regions(name, variant, captured)
         except KeyboardInterrupt:
             self.report.stop = "Interrupted"
         with self._phase("measure"):
@@ -361,21 +363,37 @@ class _Walk:
         program = Program(lowered, parameters, built.runner().bind, "inductor")
         yield _Candidate(name, program, graph, region_bytes(built))
 
-    def _tuned(self) -> Tuner:
-        """Tunes kernels until little more is left than measuring takes."""
-        budget = Budget(seconds=self._left() - TUNING_S / 2)
+    def _generated(self, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
+        """Groups in tuned kernels: those that records suggest, and, where time is left, what a
+        search makes of them that listens to what their kernels say."""
+        budget = Budget(seconds=self._left() - TUNING_S)
         chooser = replace(self.chooser, region=False)
-        return Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
+        tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
+        start = fused(graph.graph, tuner).partition
+        yield from self._natives("generated", graph, captured, (start, tuner))
+        seconds = self._left() - 1.2 * TUNING_S
+        if seconds <= 0:
+            return
+        self.progress("searching a partition")
+        journal = Journal()
+        found = fused(graph.graph, tuner, Budget(seconds=seconds), journal=journal)
+        self.report.fusion = [f"{reason} -> {move}" for reason, move in found.told]
+        if found.partition.groups != start.groups:
+            kept = replace(graph, journals=(*graph.journals, "\n".join(journal.lines) + "\n"))
+            yield from self._natives("fused", kept, captured, (found.partition, tuner))
 
     def _natives(
-        self, name: str, graph: Rewritten, captured: Captured, tuner: Tuner | None = None
+        self,
+        name: str,
+        graph: Rewritten,
+        captured: Captured,
+        grouped: tuple[Partition | None, Tuner | None] = (None, None),
     ) -> Iterator[_Candidate]:
         """The body as one C program; nothing where that cannot be done, counted."""
         try:
             parameters = self._parameters(graph.graph, captured)
             chooser = replace(self.chooser, region=False)
-            groups = fused(graph.graph, tuner).partition if tuner else None
-            built, lowered = native(graph.graph, chooser, parameters.tensors(), groups, tuner)
+            built, lowered = native(graph.graph, chooser, parameters.tensors(), *grouped)
             program = Program(lowered, parameters, Runner.of(built).bind, "native")
         except (UnsupportedError, InputError) as fault:
             self.chooser.failures[f"native: {fault.got or fault.summary}"] += 1

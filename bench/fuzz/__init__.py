@@ -1,8 +1,9 @@
 """Random models through whet's programs, against float64: `whet bench --suite fuzz`.
 
 A program may be worse than plain library calls in float32 by a factor, no more, and never not a
-number where they are one. Library kernels are drawn at random, so that all of them are met. What is
-wrong is written down with the seed that makes it again:
+number where they are one. Library kernels, partitions into groups, and schedules of a group's
+kernel are drawn at random, so that all of them are met, also those that no clock would choose. What
+is wrong is written down with the seed that makes it again:
 
     python -m bench.fuzz SEED [SEED …]
 """
@@ -13,19 +14,30 @@ import datetime
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.fuzz.models import Model, model
+from whet.backend import generated
 from whet.backend.cluster import Cluster
-from whet.backend.lowered import lower
+from whet.backend.lowered import body_nodes, lower
 from whet.backend.packed import Kernel
+from whet.backend.piece import Packed, Piece, Value
 from whet.errors import UnsupportedError
+from whet.fuse import moves
+from whet.fuse.moves import Move
+from whet.fuse.partition import Cluster as Closed
+from whet.fuse.partition import Partition
+from whet.fuse.seed import seed
+from whet.ir.graph import Graph
 from whet.ir.interp import evaluate
+from whet.kernel.space import drafts
+from whet.machine import Machine
+from whet.machine.target import Target
 from whet.run.calling import Runner
 from whet.run.native import native
 from whet.run.oracle import WORSE, relative_error
@@ -33,6 +45,7 @@ from whet.run.parameters import Parameters
 from whet.run.program import Program
 
 COUNT, SMALL = 2000, 20
+ALONE = 0.15  # of programs that have no groups, and of groups that have no kernel of their own
 LEAST = 2e-5  # an error that is none in float32, after so many operators
 
 
@@ -46,6 +59,7 @@ class Outcome:
         error, plain: of the native program and of plain library calls, against float64.
         reason: what was wrong, or why no program could be made; empty where all is well.
         wrong: it is a fault.
+        generated: how many of its groups ran in kernels of their own.
     """
 
     seed: int
@@ -54,6 +68,52 @@ class Outcome:
     plain: float = 0.0
     reason: str = ""
     wrong: bool = False
+    generated: int = 0
+
+
+@dataclass
+class Drawn:
+    """Makes the kernel of a group by a schedule drawn from its drafts; sometimes none."""
+
+    rng: random.Random
+    names: list[str] = field(default_factory=list)
+
+    def __call__(
+        self, closed: Closed, operands: Sequence[Value | Packed], results: Sequence[Value]
+    ) -> Piece | None:
+        if self.rng.random() < ALONE:
+            return None
+        target = Target.of(Machine.detect(), torch.get_num_threads())
+        try:
+            naively = generated.naive(closed, operands, results)
+            found = drafts(naively, generated.fixed(naively, operands), target)
+            d = self.rng.choice(found)
+            piece = generated.piece(closed, operands, results, d.schedule, target)
+        except UnsupportedError:
+            return None
+        self.names.append(
+            "+".join(n.op for n in closed.graph.nodes if not n.is_leaf) + f": {d.name}"
+        )
+        return piece
+
+
+def partitioned(graph: Graph, rng: random.Random) -> Partition:
+    """The seed of a search, and a few random moves away from it."""
+    p = seed(graph, body_nodes(graph))
+    for _ in range(rng.randrange(5)):
+        pairs = [*moves.neighbours(p), *moves.siblings(p)]
+        kind = rng.choice(("merge", "merge", "beside", "split", "recompute", "shift"))
+        if kind in ("split", "recompute"):
+            places: Sequence[tuple[int, ...]] = [(k,) for k in range(len(p.groups))]
+        else:
+            places = pairs
+        if not places:
+            continue
+        chosen = rng.choice(places)
+        names = tuple(p.groups[k].name for k in chosen)
+        made = moves.made(p, Move(kind, (names,), rng.choice((1, 2, -1))))
+        p = p if made is None else made[0]
+    return p
 
 
 def check(m: Model) -> Outcome:
@@ -72,8 +132,12 @@ def check(m: Model) -> Outcome:
         plain = Program(lower(graph, lambda cluster, kernels: kernels[0]), parameters)(inputs)
         own = relative_error(plain, right)
         count = len(m.operators)
+        drawn = Drawn(rng)
+        groups = partitioned(graph, rng) if rng.random() > ALONE else None
         try:
-            built, lowered = native(graph, choose, parameters.tensors())
+            built, lowered = native(
+                graph, choose, parameters.tensors(), groups, None if groups is None else drawn
+            )
         except UnsupportedError as fault:
             return Outcome(m.seed, count, plain=own, reason=f"no program: {fault.got}")
         program = Program(lowered, parameters, Runner.of(built).bind, "native")
@@ -86,7 +150,9 @@ def check(m: Model) -> Outcome:
         reason = "another result at the second call"
     elif len({t.data_ptr() for t in (*first, *second) if t.numel()}) < 2 * len(first):
         reason = "results share memory"
-    return Outcome(m.seed, count, error, own, reason, bool(reason))
+    if reason and drawn.names:
+        reason += f" ({', '.join(drawn.names)})"
+    return Outcome(m.seed, count, error, own, reason, bool(reason), len(drawn.names))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -95,14 +161,14 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 def outcomes(seeds: Iterable[int]) -> Iterable[Outcome]:
     """Each seed's model checked; what raises is a fault like any other."""
-    for seed in seeds:
-        m = model(seed)
+    for number in seeds:
+        m = model(number)
         try:
             yield check(m)
         except Exception as fault:  # whatever it is, the seed that brought it must be told
             said = (str(fault).splitlines() or [""])[0]
             reason = f"{type(fault).__name__}: {said}"
-            yield Outcome(seed, len(m.operators), reason=reason, wrong=True)
+            yield Outcome(number, len(m.operators), reason=reason, wrong=True)
 
 
 def measure(args: Any, progress: Callable[[str], None]) -> tuple[dict[str, Any], str]:
@@ -134,6 +200,7 @@ def measure(args: Any, progress: Callable[[str], None]) -> tuple[dict[str, Any],
     without = Counter(o.reason for o in done if o.reason and not o.wrong)
     result["models"] = len(done)
     result["operators"] = sum(o.operators for o in done)
+    result["generated"] = sum(o.generated for o in done)
     result["wrong"] = len(wrong)
     result["without"] = dict(without)
     result["records"] = [{"seed": o.seed, "reason": o.reason} for o in wrong]
@@ -145,6 +212,7 @@ def page(result: dict[str, Any]) -> str:
     """The result as text."""
     size = f"{result['models']} random models of {result['operators']} operators"
     lines = [f"{size}, native programs against float64: {result['wrong']} wrong"]
+    lines.append(f"{result['generated']} groups of operators in generated kernels")
     lines.append(f"worst relative error {result['worst']:.1e}")
     for reason, count in result["without"].items():
         lines.append(f"  {count} without a program: {reason}")

@@ -232,7 +232,11 @@ class Lanes:
         else:
             one, two, kind, suffix = self.wholes(*a), self.wholes(*b), "I", "_i"
         if not where:
-            return f"({self.scalars.truth(test, at.domain)} ? {one} : {two})", kind
+            lanes = {"F": "vf", "I": "vi"}[kind]  # gcc tells a product of these from what they are
+            return (
+                f"({self.scalars.truth(test, at.domain)} ? ({lanes}){one} : ({lanes}){two})",
+                kind,
+            )
         return f"sel{suffix}({where}, {one}, {two})", kind
 
     def call(self, fn: str, args: tuple[Expr, ...], at: Chunk) -> tuple[str, str]:

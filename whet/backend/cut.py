@@ -40,7 +40,8 @@ from whet.fuse.partition import Group, Partition, cluster
 from whet.ir.graph import Graph, Node, apply, item
 
 JOINS = frozenset({"concat", "stack"})  # operands side by side along an axis; theirs, or a new one
-_ALONE = frozenset({*aten.VIEWS, *JOINS, "opaque", "item"})  # what no kernel takes along
+WITHOUT = aten.VIEWS | JOINS  # what takes no kernel, for the most part
+_ALONE = WITHOUT | {"opaque", "item"}  # what no kernel takes along
 Operands = tuple[Value | Packed, ...]
 Choose = Callable[[Cluster, list[Kernel]], Kernel]
 Make = Callable[[Closed, Operands, tuple[Value, ...]], Piece | None]
@@ -107,7 +108,7 @@ class _Cutting:
         rows = zip(partition.groups, partition.clusters, partition.results, strict=True)
         for group, closed, wanted in rows:
             (first, *more) = group.nodes
-            if not more and first.op in aten.VIEWS | JOINS:
+            if not more and not group.copies and first.op in WITHOUT:
                 self.values[first] = self._value(first)
                 continue
             if self._made(group, closed, make):

@@ -28,16 +28,19 @@ class Move:
         kind: merge, beside, split, shift or recompute.
         places: for each place the names of its groups.
         at: how many nodes a split's first part has, or a shift moves (negative: from the second).
+        why: what a kernel said that led to it; empty where nothing did.
     """
 
     kind: str
     places: tuple[tuple[str, ...], ...]
     at: int = 0
+    why: str = ""
 
     def __str__(self) -> str:
         where = " ".join("+".join(names) for names in self.places[:3])
         more = f" and {len(self.places) - 3} more" if len(self.places) > 3 else ""
-        return f"{self.kind}{f' {self.at}' if self.at else ''} {where}{more}"
+        why = f" because of {self.why}" if self.why else ""
+        return f"{self.kind}{f' {self.at}' if self.at else ''} {where}{more}{why}"
 
 
 def made(p: Partition, move: Move) -> tuple[Partition, Move] | None:
@@ -55,7 +58,7 @@ def made(p: Partition, move: Move) -> tuple[Partition, Move] | None:
         except PartitionError:
             continue
         done.append(names)
-    return (p, Move(move.kind, tuple(done), move.at)) if done else None
+    return (p, Move(move.kind, tuple(done), move.at, move.why)) if done else None
 
 
 def _changed(p: Partition, move: Move, chosen: tuple[int, ...]) -> list[Group] | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from whet.fuse import moves
 from whet.fuse.legality import united
@@ -121,6 +121,8 @@ class FuseSpace:
                 if known is None and gain <= 0:
                     break
                 given += 1
+                if done.why:
+                    self.told.append((done.why, str(replace(done, why=""))))
                 yield Candidate(p, after, done)
 
     def _known(self, p: Partition) -> float | None:
@@ -148,12 +150,16 @@ class FuseSpace:
     def _judged(
         self, p: Partition, kind: str, places: list[tuple[int, ...]], gain: float, at: int = 0
     ) -> tuple[float, Move]:
+        why = ""
         if self.feedback:
             for k in places[0]:
                 reason = self._reason(p, k)
-                gain *= WEIGHT.get((kind, reason), 1.0) if reason is not None else 1.0
+                weight = WEIGHT.get((kind, reason), 1.0) if reason is not None else 1.0
+                gain *= weight
+                if weight > 1 and not why:
+                    why = self.prices[p.clusters[k].digest].reason
         names = tuple(tuple(p.groups[k].name for k in chosen) for chosen in places)
-        return gain * len(places), Move(kind, names, at)
+        return gain * len(places), Move(kind, names, at, why)
 
     def _within(self, p: Partition, places: list[tuple[int, ...]]) -> Iterator[tuple[float, Move]]:
         """Moves that take a group apart."""
@@ -194,8 +200,13 @@ class FuseSpace:
         """Seconds saved, guessed: bytes that need not be moved, and calls."""
         whole = united(p, chosen)
         union = cluster(whole, _seen(p, whole), p.body)
-        parts = sum(self.rates.guess(p.clusters[k]) for k in chosen)
+        parts = sum(self._guess(p.clusters[k]) for k in chosen)
         return parts - self.rates.guess(union)
+
+    def _guess(self, c: Cluster) -> float:
+        """A guess at a cluster, but nothing for what is known to be free."""
+        known = self.prices.get(c.digest)
+        return 0.0 if known is not None and not known.seconds else self.rates.guess(c)
 
     def _recompute_gain(self, p: Partition, k: int) -> float:
         c, readers = p.clusters[k], len(p.readers[k])

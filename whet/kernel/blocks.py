@@ -249,8 +249,11 @@ class _Blocks:
     def _turn(self, outside: str) -> None:
         """What vectors of a product would gather is copied with that axis innermost."""
         d = self.d
-        for s in products(d.kernel):
-            path = next(p for x, p, _ in leaves(d.kernel.body) if x == s)
+        for buffer in [s.buffer for s in products(d.kernel)]:  # copies for one change the others
+            s, path = next(
+                (x, p) for x, p, _ in leaves(d.kernel.body)
+                if x.buffer == buffer and isinstance(x, Update)
+            )  # fmt: skip
             domain = around(path)
             lane = self._lane(s)
             for load in ex.loads(s.value):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from whet.backend.cut import WITHOUT
 from whet.backend.lowered import body_nodes
 from whet.backend.piece import Packed, Value, channels_last, dense
 from whet.fuse.partition import Cluster, Partition
@@ -41,6 +42,9 @@ class Priced:
         return [self._priced(c) for c in clusters]
 
     def _priced(self, c: Cluster) -> Scored[str]:
+        (first, *more) = (n for n in c.graph.nodes if not n.is_leaf and n.args)
+        if not more and first.op in WITHOUT:  # memory seen otherwise, or written where it belongs
+            return Scored(c.digest, Cost.NONE)
         operands = [_lying(n) if n in self.body else Packed(n) for n in c.leaves]
         found = self.tuner.decision(c, operands, [_lying(n) for n in c.results])
         resources: Mapping[str, float] = found.resources

@@ -121,6 +121,7 @@ class Report:
         blames: rewrites left out for their errors.
         coverage: how often each library call occurs in the captured model.
         kernels: how many clusters each kernel runs.
+        fusion: what kernels said of a partition, and what that led to.
         opaques: calls that no record computes.
         dropped: run-time checks that the program does not make.
         fallbacks: calls that ran the original, by reason: the module's own counter, thus live.
@@ -141,6 +142,7 @@ class Report:
     blames: list[Blame] = field(default_factory=list)
     coverage: Mapping[str, int] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
+    fusion: list[str] = field(default_factory=list)
     opaques: list[Opaque] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     fallbacks: Mapping[str, int] = field(default_factory=dict)

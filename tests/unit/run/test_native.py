@@ -267,7 +267,9 @@ def test_memory_of_large_outputs_is_used_again_once_nobody_holds_it() -> None:
     assert module(x).data_ptr() == place
     held = module(x)
     view, array = module(x)[3:5], module(x).numpy()
-    others = {t.data_ptr() for t in (held, view, module(x))} | {array.__array_interface__["data"][0]}
+    others = {t.data_ptr() for t in (held, view, module(x))} | {
+        array.__array_interface__["data"][0]
+    }
     assert len(others) == 4
     want = held.clone()
     module(x + 1)

@@ -137,7 +137,7 @@ def test_what_waited_for_a_thread_is_timed_again(monkeypatch: pytest.MonkeyPatch
 
 def test_times_in_doubt_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(calls: dict[str, object], **_: object) -> dict[str, Timing]:
-        return {n: Timing((8e-3 if n == "chain" else 1e-6,) * 3) for n in calls}
+        return {n: Timing((8e-3 if n == LIBRARY else 1e-6,) * 3) for n in calls}
 
     monkeypatch.setattr(tuned, "interleaved", timed)
     model, x, store = nn.Linear(8, 16), torch.randn(64, 8), Store.memory()
