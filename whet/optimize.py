@@ -371,7 +371,7 @@ class _Walk:
         tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
         start = fused(graph.graph, tuner).partition
         yield from self._natives("generated", graph, captured, (start, tuner))
-        seconds = self._left() - 1.2 * TUNING_S
+        seconds = self._left() - 0.35 * self.budget_s
         if seconds <= 0:
             return
         self.progress("searching a partition")
