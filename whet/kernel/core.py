@@ -134,6 +134,22 @@ def _row(c: Core, vector: str) -> str:
     return ""
 
 
+def windows(c: Core) -> tuple[str, ...]:
+    """Reduced loops that slide along the rows, over an operand that vectors run along.
+
+    Rows next to one another then share most of what they read, and nothing else is used again.
+    """
+    lane, row = c.twins[c.vector], c.twins.get(c.row, "")
+    sliding = [
+        x for x in ex.loads(c.update.value)
+        if any(lane in ex.free(i) for i in x.index) and any(row in ex.free(i) for i in x.index)
+    ]  # fmt: skip
+    return tuple(
+        s.var for s in c.reduced
+        if any({row, s.var} <= ex.free(i) for x in sliding for i in x.index)
+    )  # fmt: skip
+
+
 def stride(k: Kernel, buffer: str, index: Sequence[Expr], var: str, domain: Domain) -> int | None:
     """Elements from one place to the next along a loop; None where that differs."""
     f = form(k.buffer(buffer).layout.address(index), domain)

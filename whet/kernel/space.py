@@ -52,7 +52,7 @@ def drafts(kernel: Kernel, fixed: frozenset[str], target: Target) -> list[Drafte
         for t in variants(c, target, bool(guarded(c.update))):
             d = tile(base, c, t, fixed, target)
             if d is not None:
-                found.append(_drafted(f"{t.columns}x{t.rows} {t.order}", d))
+                found.append(_drafted(str(t), d))
     if not found and (rows := blocks(kernel, target)) is not None:
         found.append(_drafted("blocks", rows))
     if not found or c is None or not c.row:

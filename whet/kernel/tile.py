@@ -8,32 +8,40 @@
                unroll rows: vector: y = e(t)
 
 Parameters are laid out in the order in which tiles read them. Where reads are guarded (padding),
-a block of rows is copied once, the outside filled in, and the reduction reads the copy. What a tile
-does not divide gets a second nest for the rest. Products of matrices, convolutions of any kind,
-pooling, and products with one row are all the same to it.
+a block of rows is copied once, the outside filled in, and the reduction reads the copy. Where a
+window slides along the rows of a tile and nothing else is used twice, a copy costs as much as it
+saves: the window is written out instead, so that rows share what they load, the tiles at both ends
+are nests of their own, and what would read the outside is left out. What a tile does not divide
+gets a second nest for the rest. Products of matrices, convolutions of any kind, pooling, and
+products with one row are all the same to it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from whet.ir import expr as ex
 from whet.kernel import layout as lay
 from whet.kernel.affine import form
 from whet.kernel.chain import inline, parallelize, place, vectorize
-from whet.kernel.core import Core, distance
+from whet.kernel.core import Core, distance, windows
 from whet.kernel.draft import Draft, nest, turns
 from whet.kernel.layout import Layout
-from whet.kernel.loops import Kernel, Loop, Stmt, Store, Update, leaves, walk
+from whet.kernel.loops import If, Kernel, Loop, Stmt, Store, Update, leaves, scope, walk
 from whet.kernel.mark import Keep, SetLayout, Unroll, Vectorize
+from whet.kernel.move import fresh
 from whet.kernel.order import Join, Peel, Reorder
 from whet.kernel.place import ComputeAt, Recompute
 from whet.kernel.stage import Stage
+from whet.kernel.trim import Trim
 from whet.machine.target import Target
 
 MOST = 3  # tilings that are tried
+WINDOW = 8  # places of a window from which on too much would be written out
 CLOSE = 0.85  # of the best one's score, from which on another may still be the faster
 
 
@@ -47,12 +55,17 @@ class Tiling:
         order: what encloses what, outermost first: p for panels of vectors, o for other axes (in
             blocks), r for rows.
         block: turns of the innermost other axis that are done together.
+        slides: a window along the rows is written out, and nothing copied.
     """
 
     columns: int
     rows: int
     order: str = "por"
     block: int = 1
+    slides: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.columns}x{self.rows} {'sliding ' * self.slides}{self.order}"
 
 
 def prepared(kernel: Kernel) -> Draft:
@@ -82,10 +95,10 @@ def _elementwise(d: Draft) -> bool:
     return False
 
 
-def tilings(c: Core, target: Target) -> list[Tiling]:
+def tilings(c: Core, target: Target, held: int = 1) -> list[Tiling]:
     """A handful of ways to cut, the most promising first.
 
-    Accumulators fill the registers but for what is loaded: rows x vectors + vectors + 1. There must
+    Accumulators fill the registers but for what is loaded: (rows + held) x vectors + 1. There must
     be enough of them to hide the latency of a sum, and little of a tile may be left empty.
     """
     total, rows = c.extent(c.vector), c.extent(c.row)
@@ -94,7 +107,7 @@ def tilings(c: Core, target: Target) -> list[Tiling]:
         if (vectors - 1) * target.lanes >= total:
             continue
         columns = _columns(total, vectors * target.lanes)
-        most = min(rows, max(1, (target.registers - 1 - vectors) // vectors))
+        most = min(rows, max(1, (target.registers - 1) // vectors - held))
         for count in range(most, 0, -1):
             work = count * vectors
             filled = rows / (-(-rows // count) * count) * columns / (vectors * target.lanes)
@@ -118,6 +131,9 @@ def _columns(total: int, most: int) -> int:
 
 def variants(c: Core, target: Target, guarded: bool) -> list[Tiling]:
     """The best tiling in two orders, the next ones in one: few enough to measure every one."""
+    window = math.prod(turns(s) for s in c.reduced if s.var in windows(c))
+    if 1 < window <= WINDOW and (sliding := tilings(c, target, 2 * window)):
+        return [replace(t, order="orp", slides=True) for t in sliding[:2]]
     cuts = tilings(c, target)
     others = [s for s in c.home if s.var not in (c.vector, c.row)]
     block = _block(turns(others[-1]), target.threads) if others and guarded else 1
@@ -143,6 +159,7 @@ class _Tiler:
         self.d, self.c, self.t, self.fixed, self.target = d, c, t, fixed, target
         far = {s.var: distance(d.kernel, c, s.var, fixed) for s in c.reduced}
         self.reduced = sorted((s.var for s in c.reduced), key=lambda v: -far[v])
+        self.windows = windows(c) if t.slides else ()
 
     def run(self) -> bool:
         self._layouts()
@@ -184,7 +201,7 @@ class _Tiler:
     # -- nests -------------------------------------------------------------------------------------
     def _mine(self, loops: Sequence[Loop], var: str) -> Loop | None:
         """The loop that was `var` before the nest was peeled off another one."""
-        return next((s for s in loops if _origin(s.var) == var), None)
+        return next((s for s in loops if _origin(s.var, (var,)) == var), None)
 
     def _even(
         self, buffer: str, home: tuple[Loop, ...], var: str, step: int
@@ -229,8 +246,31 @@ class _Tiler:
         at = outer[-1] if outer else ""
         if at and not d.do(ComputeAt(buffer, at)):
             return False
-        self._copies(buffer, rest, po)
-        return self._inside(buffer, at, ri, pi)
+        if not self.t.slides:
+            self._copies(buffer, rest, po)
+            return self._inside(buffer, ri, pi)
+        return all(self._inside(*names) for names in self._ends(ro, (buffer, ri, pi)))
+
+    # -- windows -----------------------------------------------------------------------------------
+    def _ends(self, ro: str, names: tuple[str, str, str]) -> list[tuple[str, str, str]]:
+        """The first and the last of the tiles along the rows as nests of their own: those between
+        them never reach the outside. For each nest its names."""
+        found = [names]
+        for last in (False, True):
+            k = self.d.kernel
+            if ro not in k.loops:
+                break
+            count, body = turns(k.loop(ro)), k.loop(ro).body
+            if count < 2 or not any(ro in tested(s) for s, _, _ in leaves(body)):
+                break
+            inside = {s.var for s in walk((k.loop(ro),)) if isinstance(s, Loop)}
+            new = {n: fresh(k, f"{n}_t") for n in (*names, *inside)}
+            if not self.d.do(Peel(ro, count - 1 if last else 1)):
+                break
+            names = (new[names[0]], new.get(names[1], names[1]), new.get(names[2], names[2]))
+            found.append(names)
+            ro = new[ro]
+        return found
 
     def _ordered(self, order: list[str]) -> bool:
         present = [v for v in order if v in self.d.kernel.loops]
@@ -279,23 +319,37 @@ class _Tiler:
             self.d.do(Reorder(tuple(wanted)))
 
     # -- inside ------------------------------------------------------------------------------------
-    def _inside(self, buffer: str, at: str, row: str, vector: str) -> bool:
+    def _inside(self, buffer: str, row: str, vector: str) -> bool:
         """A tile's own loops: the reduction outside, rows unrolled, vectors innermost."""
         d = self.d
-        for s in d.kernel.loop(at).body if at else d.kernel.body:
-            leaf = next((x for x, _, _ in leaves((s,)) if x.buffer == buffer), None)
-            if leaf is not None:
-                rows, lane = self._accumulating(leaf, nest(s))
-                if rows is None:
+        outside = scope(d.kernel, buffer)
+        for leaf, path, _ in list(leaves(d.kernel.body)):
+            if leaf.buffer == buffer:
+                loops = [s for s in path if isinstance(s, Loop) and s.var not in outside]
+                made = self._accumulating(leaf, loops)
+                if made is None:
                     return False
+                rows, lane = made
+            elif any(x.tensor == buffer for x in ex.loads(leaf.value)):
+                rows, lane = [row] if row in d.kernel.loops else [], vector
             else:
-                lane = vector
-                rows = [v.var for v in walk((s,)) if isinstance(v, Loop) and v.var == row]
+                continue
             if not all(d.do(Unroll(v)) for v in rows):
                 return False
+            if self.t.slides and isinstance(leaf, Update):
+                self._trim(leaf, path)
             if lane in d.kernel.loops and not d.do(Vectorize(lane)):
                 return False
         return self._registers(buffer)
+
+    def _trim(self, update: Update, path: Sequence[Loop | If]) -> None:
+        """What would read the outside is left out, as far as ranges of loops can say that."""
+        own = {v for i in update.index for v in ex.free(i)}
+        inner = [s.var for s in path if isinstance(s, Loop) and s.var not in own]
+        conditions = tested(update)
+        for var in inner:
+            if var in conditions:
+                self.d.do(Trim(var))
 
     def _registers(self, buffer: str) -> bool:
         """A tile's rows are whole vectors, next to one another: each a variable."""
@@ -308,17 +362,20 @@ class _Tiler:
 
     def _accumulating(
         self, leaf: Store | Update, loops: Sequence[Loop]
-    ) -> tuple[list[str] | None, str]:
+    ) -> tuple[list[str], str] | None:
+        """Loops to unroll and the one for vectors, in order; None where they cannot be."""
+        d = self.d
         own = [s.var for s in loops if any(s.var in ex.free(i) for i in leaf.index)]
         lane = next((v for v in own if v in ex.free(leaf.index[self.c.dim])), "")
         rows = [v for v in own if v != lane]
-        rank = {v: n for n, v in enumerate(self.reduced)}
-        rest = [s.var for s in loops if s.var not in own]
-        reduced = sorted(rest, key=lambda v: rank.get(_origin(v), 0))
-        order = [*reduced, *rows, *([lane] if lane else [])]
-        if order != [s.var for s in loops] and not self.d.do(Reorder(tuple(order))):
-            return None, lane
-        return rows, lane
+        origin = {s.var: _origin(s.var, self.reduced) for s in loops if s.var not in own}
+        reduced = sorted(origin, key=lambda v: self.reduced.index(origin[v]))
+        window = [v for v in reduced if origin[v] in self.windows]
+        whole = [v for v in reduced if v not in window]
+        order = [*whole, *rows, *window, *([lane] if lane else [])]
+        if order != [s.var for s in loops] and not d.do(Reorder(tuple(order))):
+            return None
+        return [*rows, *window], lane
 
 
 def guarded(s: Stmt) -> set[str]:
@@ -329,8 +386,15 @@ def guarded(s: Stmt) -> set[str]:
     return set()
 
 
-def _origin(var: str) -> str:
-    """The loop that a peeled or recomputed one comes from."""
-    for suffix in ("_t", "_r", "_r2", "_t2"):
-        var = var.removesuffix(suffix)
+def tested(s: Stmt) -> set[str]:
+    """Loops that conditions of a statement's value depend on."""
+    if isinstance(s, (Store, Update)):
+        return {v for e in ex.walk(s.value) if isinstance(e, ex.Select) for v in ex.free(e.test)}
+    return set()
+
+
+def _origin(var: str, known: Collection[str]) -> str:
+    """Which of the known loops one that was peeled or recomputed comes from."""
+    while var not in known and (shorter := re.sub(r"_[tr]\d*$", "", var)) != var:
+        var = shorter
     return var

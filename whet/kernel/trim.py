@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from whet.ir import expr as ex
 from whet.ir.expr import Call, Expr, Index, Num, Select
 from whet.kernel.affine import Domain, Form, bounds, build, form, limits
-from whet.kernel.legal import Path, around, refuse, serial, touch, whole
+from whet.kernel.legal import Path, around, find, refuse, serial, touch, whole
 from whet.kernel.loops import (
     If,
     Kernel,
@@ -78,8 +78,11 @@ class Trim(Move):
         return tidy(replaced(k, self.loop, lambda s: replace(s, extent=extent, body=body)))
 
     def check(self, k: Kernel) -> tuple[tuple[Expr, Expr], set[Expr]]:
-        """All it does is update, under conditions on its variable, the same for all."""
-        loop, path = serial(k, self.loop)
+        """Serial or unrolled; all it does is update, under conditions on its variable, the same
+        for all."""
+        loop, path = find(k, self.loop)
+        if loop.kind not in ("serial", "unroll"):
+            raise refuse("kind", loop=self.loop)
         outer = around(path)
         shared: set[Expr] | None = None
         paths: dict[Expr, Path] = {}

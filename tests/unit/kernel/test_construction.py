@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from whet.backend.cpp import function
+from whet.ir import expr as ex
 from whet.ir.graph import Graph, Node, apply, leaf
 from whet.ir.types import DType, TensorType
 from whet.kernel import layout as lay
@@ -15,7 +16,7 @@ from whet.kernel.chain import chain
 from whet.kernel.core import core
 from whet.kernel.draft import points
 from whet.kernel.interpret import run
-from whet.kernel.loops import Kernel, Loop, walk
+from whet.kernel.loops import Kernel, Loop, leaves, walk
 from whet.kernel.lower import lower
 from whet.kernel.schedule import Illegal, read, show
 from whet.kernel.schedule import apply as scheduled
@@ -129,10 +130,29 @@ def test_a_tile_of_registers_lies_along_its_vectors() -> None:
 
 
 def test_a_copy_of_what_is_padded_lies_as_its_source() -> None:
-    k = naive(CASES["depthwise"])
+    k = naive(CASES["3x3"])
     for d in drafts(k, frozenset({"x1", "x2"}), NARROW):
         (copy,) = (b for b in d.kernel.scratch if b.name.startswith("x0_s"))
         assert [p.dim for p in copy.layout.parts] == [0, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "taps", "stride"),
+    [("depthwise", 6, 3, 1), ("wide", 23, 3, 1), ("strided", 23, 3, 2), ("five", 21, 5, 1)],
+)
+def test_a_window_slides_without_a_copy(name: str, size: int, taps: int, stride: int) -> None:
+    """Tiles at both ends are nests of their own; nothing is read under a condition."""
+    k = naive(convolution(1, 8, 8, size, taps, stride, 8))
+    found = drafts(k, frozenset({"x1", "x2"}), NARROW)
+    assert all("sliding" in d.name for d in found)
+    rng = np.random.default_rng(0)
+    arrays = {b.name: rng.standard_normal(b.sizes) for b in k.inputs}
+    want = run(k, arrays)["y0"]
+    for d in found:
+        assert {b.role for b in d.kernel.scratch} == {"register"}
+        values = [leaf.value for leaf, _, _ in leaves(d.kernel.body)]
+        assert not any(isinstance(e, ex.Select) for v in values for e in ex.walk(v))
+        np.testing.assert_allclose(run(d.kernel, arrays)["y0"], want, rtol=1e-10, atol=1e-12)
 
 
 def test_few_drafts_are_made() -> None:
