@@ -25,7 +25,7 @@ sufficient, not necessary: a refusal may be too careful, never too bold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from whet.ir import expr as ex
@@ -142,7 +142,11 @@ def apart(k: Kernel, a: Access, b: Access, var: str) -> bool:
     """
     left, right = around(a.path), around(b.path)
     outer = frozenset(a.vars[: a.vars.index(var)])
+    moved = [n for n, (x, y) in enumerate(zip(a.index, b.index, strict=True))
+             if var in ex.free(x) | ex.free(y)]  # fmt: skip
     pairs = [*zip(a.index, b.index, strict=True), (_flat(k, a), _flat(k, b))]
+    if 1 < len(moved) < len(a.index):
+        pairs.append((_flat(k, a, moved), _flat(k, b, moved)))
     for x, y in pairs:
         one = _parted(form(x, left), var, outer)
         two = _parted(form(y, right), var, outer)
@@ -159,11 +163,15 @@ def apart(k: Kernel, a: Access, b: Access, var: str) -> bool:
     return False
 
 
-def _flat(k: Kernel, a: Access) -> Expr:
-    """The element's row-major number: tells more than single dims where an index is taken apart."""
+def _flat(k: Kernel, a: Access, dims: Sequence[int] | None = None) -> Expr:
+    """The element's row-major number: tells more than single dims where an index is taken apart.
+
+    Over some dims only it is no element's, but where it differs, so does the element.
+    """
     total: Expr = Num(0)
-    for i, n in zip(a.index, k.buffer(a.buffer).sizes, strict=True):
-        total = ex.call("+", ex.call("*", total, Num(n)), i)
+    for d, (i, n) in enumerate(zip(a.index, k.buffer(a.buffer).sizes, strict=True)):
+        if dims is None or d in dims:
+            total = ex.call("+", ex.call("*", total, Num(n)), i)
     return total
 
 

@@ -4,6 +4,7 @@
     Buffer  = name, sizes, dtype, role, layout       role: in | out | memory | stack | register
     Stmt    = Loop(var, extent, kind, (Stmt, …))     var from 0 to extent - 1;
                                                      kind: serial | parallel | vector | unroll
+                                                           | block
             | If(test, (Stmt, …))
             | Store(buffer, index, value)            buffer[index] = value
             | Update(buffer, index, how, value)      how: sum | max | min | prod
@@ -47,7 +48,7 @@ from whet.ir.expr import Expr, Index, Load, Num
 from whet.ir.types import DType
 from whet.kernel.layout import Layout, dense
 
-KINDS = ("serial", "parallel", "vector", "unroll")
+KINDS = ("serial", "parallel", "vector", "unroll", "block")
 ROLES = ("in", "out", "memory", "stack", "register")
 Extent = int | Expr
 

@@ -3,7 +3,7 @@
 kernel  := buffer* stmt*                          Python's syntax, read by `ast`, never executed
 buffer  := NAME: role[DTYPE, SIZE, …]             role: input output memory stack register
          | NAME: role[DTYPE, SIZE, …] @ "LAYOUT"  where it is not dense and row-major
-stmt    := for VAR in kind(EXTENT):  stmt+        kind: range parallel vector unroll
+stmt    := for VAR in kind(EXTENT):  stmt+        kind: range parallel vector unroll block
          | if TEST:  stmt+
          | T[e, …] = e
          | T[e, …] += e  |  T[e, …] *= e
@@ -24,7 +24,7 @@ from whet.kernel.loops import Buffer, If, Kernel, KernelError, Loop, Stmt, Store
 
 _ROLE = {"in": "input", "out": "output", "memory": "memory", "stack": "stack",
          "register": "register"}  # fmt: skip
-_KIND = {"serial": "range", "parallel": "parallel", "vector": "vector", "unroll": "unroll"}
+_KIND = {"serial": "range", "parallel": "parallel", "vector": "vector", "unroll": "unroll", "block": "block"}
 _INFIX = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//",
           ast.Mod: "%", ast.Pow: "**", ast.Lt: "<", ast.LtE: "<=", ast.Eq: "==",
           ast.And: "and", ast.Or: "or"}  # fmt: skip
