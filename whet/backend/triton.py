@@ -131,7 +131,7 @@ def compiled(m: Module, capability: int) -> dict[str, Usage]:
     """Machine code for a device of that compute capability (80, 90), which need not be there.
 
     Raises:
-        UnsupportedError: no triton, or it runs in its interpreter here, or the program does not fit.
+        UnsupportedError: no triton, or it interprets here, or a program does not fit.
     """
     triton = _triton()
     if interprets():

@@ -1,10 +1,10 @@
-"""A scheduled kernel as Triton: parallel loops are the grid, blocks are tiles, the rest is written out.
+"""A scheduled kernel as Triton: parallel loops are the grid, and blocks are tiles.
 
     Kernel → Module = text, (Program, …)            one launch each parallel loop of the body
     Program         = name, grid, buffers           buffers: the pointers that it takes, in order
 
-What a loop is decides how it is said: `parallel` is the program's number, `serial` a for, `unroll` a
-static range; nested blocks around one statement are one expression over a tile. Extents of tiles
+What a loop is decides how it is said: `parallel` is the program's number, `serial` a for, `unroll`
+a static range; nested blocks around one statement are one expression over a tile. Extents of tiles
 are padded to powers of two and masked. Scratch that one program uses is a tile in registers;
 what several use is the caller's memory, since they wait for one another only at launches.
 A sum over one axis of a product of two tiles, with nothing shared but that axis, is a `tl.dot`
@@ -92,7 +92,7 @@ def module(name: str, k: Kernel, launch: Launch) -> Module:
 
 
 def _groups(body: Iterable[Stmt]) -> list[tuple[Stmt, ...]]:
-    """Statements by launches: a parallel loop has its own, what stands between needs one program."""
+    """Statements by launches: a parallel loop has its own, what is between is one program."""
     found: list[tuple[Stmt, ...]] = []
     for s in body:
         if _parallel(s) or not found or _parallel(found[-1][-1]):

@@ -195,6 +195,14 @@ def _quotient(f: Form, c: int, domain: Domain) -> Form:
             case Call("%", (inner, Num(int(d)))) if k == 1 and d % c == 0:
                 part = _quotient(form(inner, domain), c, domain)
                 return whole.plus(_remainder(part, d // c, domain))
+    for atom, k in rest.terms.items():
+        match atom:
+            case Call("//", (inner, Num(int(d)))) if (
+                k == 1
+            ):  # (y + x // d) // c is (d*y + x) // (c*d)
+                other = Form({a: n for a, n in rest.terms.items() if a != atom}, rest.constant)
+                scaled = form(inner, domain).plus(other, d)
+                return whole.plus(_quotient(scaled, c * d, domain))
     return whole.plus(Form({Call("//", (build(rest, domain), Num(c))): 1}, 0))
 
 

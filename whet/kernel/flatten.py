@@ -44,16 +44,19 @@ class Flatten(Move):
 
     def do(self, k: Kernel) -> Kernel:
         b = self.check(k)
-        new = Buffer(b.name, _joined(b.sizes, self.dims, _product), b.dtype, b.role)
+        sizes = [b.sizes[d] for d in self.dims]
+        first = self.dims[0]
+        kept = [d for d in range(len(b.sizes)) if d == first or d not in self.dims]
+        new = Buffer(
+            b.name, tuple(math.prod(sizes) if d == first else b.sizes[d] for d in kept),
+            b.dtype, b.role,
+        )  # fmt: skip
 
         def at(index: Sequence[Expr]) -> tuple[Expr, ...]:
-            def number(parts: Sequence[Expr]) -> Expr:
-                total: Expr = Num(0)
-                for i, d in zip(parts, self.dims, strict=True):
-                    total = ex.call("+", ex.call("*", total, Num(b.sizes[d])), i)
-                return total
-
-            return _joined(tuple(index), self.dims, number)
+            total: Expr = Num(0)
+            for d, n in zip(self.dims, sizes, strict=True):
+                total = ex.call("+", ex.call("*", total, Num(n)), index[d])
+            return tuple(total if d == first else index[d] for d in kept)
 
         def read(e: Expr) -> Expr:
             e = ex.rebuild(e, read)
@@ -79,18 +82,3 @@ class Flatten(Move):
         if not set(self.dims) <= set(range(len(b.sizes))):
             raise refuse("index", buffer=b.name, rank=len(b.sizes))
         return b
-
-
-def _product(sizes: Sequence[int]) -> int:
-    return math.prod(sizes)
-
-
-def _joined(parts, dims, one):  # type: ignore[no-untyped-def]
-    """`parts` with those of `dims` replaced by what `one` makes of them, at the first's place."""
-    found = []
-    for d, part in enumerate(parts):
-        if d == dims[0]:
-            found.append(one([parts[n] for n in dims]))
-        elif d not in dims:
-            found.append(part)
-    return tuple(found)

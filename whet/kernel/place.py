@@ -199,9 +199,10 @@ class ComputeAt(Move):
         if any(self.loop not in a.vars for a in reading):
             raise refuse("uses", loop=self.loop, buffer=self.buffer)
         making = tuple(f.siblings[m] for m in f.made)
-        between = f.siblings[min(f.made) + 1 : user + 1]
-        if late := writes(s for s in between if s not in making) & reads(making):
-            raise refuse("order", loop=self.loop, buffer=min(late))
+        for place in f.made:
+            between = [s for s in f.siblings[place + 1 : user + 1] if s not in making]
+            if late := writes(between) & reads((f.siblings[place],)):
+                raise refuse("order", loop=self.loop, buffer=min(late))
         for s in walk(making):
             if isinstance(s, Loop) and s.kind == "parallel":
                 raise refuse("kind", loop=s.var)

@@ -16,6 +16,7 @@ The moves, each a class with its check beside it, a kernel before and a kernel a
     trim      trim beside
     block     block grid launch
     flatten   flatten
+    shadow    shadow
 
 Names are made from names, so a schedule that was found for a cluster applies to every cluster that
 lowers to the same kernel, and to one of other sizes wherever its checks pass.
@@ -25,14 +26,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whet.kernel import block, flatten, fold, hoist, inline, mark, online, order, place, stage, trim
+from whet.kernel import (
+    block,
+    flatten,
+    fold,
+    hoist,
+    inline,
+    mark,
+    online,
+    order,
+    place,
+    shadow,
+    stage,
+    trim,
+)
 from whet.kernel.legal import Illegal, Refused, find, independent
 from whet.kernel.loops import Kernel, check
 from whet.kernel.move import KNOWN, Move, parse
 
 Schedule = tuple[Move, ...]
 __all__ = ["Illegal", "Move", "Schedule", "apply", "attempt", "read", "show"]
-_ROOMS = (order, mark, block, flatten, inline, hoist, place, stage, fold, online, trim)
+_ROOMS = (order, mark, block, flatten, shadow, inline, hoist, place, stage, fold, online, trim)
 
 
 def attempt(kernel: Kernel, move: Move) -> Kernel | Illegal:

@@ -24,7 +24,13 @@ from whet.kernel.loops import Buffer, If, Kernel, KernelError, Loop, Stmt, Store
 
 _ROLE = {"in": "input", "out": "output", "memory": "memory", "stack": "stack",
          "register": "register"}  # fmt: skip
-_KIND = {"serial": "range", "parallel": "parallel", "vector": "vector", "unroll": "unroll", "block": "block"}
+_KIND = {
+    "serial": "range",
+    "parallel": "parallel",
+    "vector": "vector",
+    "unroll": "unroll",
+    "block": "block",
+}
 _INFIX = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//",
           ast.Mod: "%", ast.Pow: "**", ast.Lt: "<", ast.LtE: "<=", ast.Eq: "==",
           ast.And: "and", ast.Or: "or"}  # fmt: skip

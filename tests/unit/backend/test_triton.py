@@ -1,0 +1,154 @@
+"""Generated Triton, twice without a device: interpreted against float64, and compiled."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.backend.tiles import F16, F32, KINDS, graph, modules
+from whet.backend.triton_text import module
+from whet.errors import UnsupportedError
+from whet.kernel.block import Launch, launch_of
+from whet.kernel.cut import Cut
+from whet.kernel.grid import grid
+from whet.kernel.limits import demands, fits
+from whet.kernel.lower import lower
+from whet.kernel.schedule import Illegal, apply, read, show
+from whet.machine.gpu import preset
+
+ROOT = Path(__file__).parents[3]
+QUICK = [name for name, kind in KINDS.items() if kind.quick]
+TOLERANCE = {"f32": 2e-6, "f16": 1e-3}
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def interpreted(names: list[str]) -> dict[str, dict[str, object]]:
+    """Kinds in Triton's interpreter, in a fresh process."""
+    env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.unit.backend.tiles", *names],
+        check=False, capture_output=True, text=True, env=env, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def held(names: list[str]) -> None:
+    """Kinds are within rounding of float64, in as many launches as they should be."""
+    found = interpreted(names)
+    assert len(found) == 2 * len(names)
+    for name in names:
+        for dtype, allowed in TOLERANCE.items():
+            row = found[f"{name} {dtype}"]
+            assert float(str(row["error"])) <= allowed, (name, dtype, row)
+            assert len(row["grids"]) == KINDS[name].launches, (name, row)  # type: ignore[arg-type]
+
+
+@needs_triton
+def test_interpreted_quick() -> None:
+    held(QUICK)
+
+
+@needs_triton
+@pytest.mark.full
+@pytest.mark.parametrize("name", [n for n in KINDS if n not in QUICK])
+def test_interpreted(name: str) -> None:
+    held([name])
+
+
+def compiles(name: str, dtype: object, capability: int) -> None:
+    """A kind compiles without spills, and takes no more than was predicted."""
+    from whet.backend.triton import compiled
+
+    _, d, m = modules(name, dtype)  # type: ignore[arg-type]
+    launch = launch_of(d.schedule)
+    used = compiled(m, capability)
+    asked = demands(d.kernel, launch)
+    assert len(asked) == len(used)
+    gpu = preset("a100" if capability == 80 else "h100")
+    assert fits(d.kernel, launch, gpu) is None
+    for program, want in zip(m.programs, asked, strict=True):
+        got = used[program.name]
+        assert got.cubin[:4] == b"\x7fELF"
+        assert got.spilled == 0, (name, got.spilled)
+        assert got.shared <= max(want.shared, 4096), (name, got.shared, want.shared)
+        assert got.registers <= 255
+        assert program.grid == want.programs
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", ["norm", "linear", "attention, causal"])
+def test_compiled_quick(name: str, capability: int) -> None:
+    compiles(name, F16, capability)
+
+
+@needs_triton
+@pytest.mark.full
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [F16, F32], ids=["f16", "f32"])
+@pytest.mark.parametrize("name", list(KINDS))
+def test_compiled(name: str, dtype: object, capability: int) -> None:
+    compiles(name, dtype, capability)
+
+
+def test_products_go_through_tensor_cores() -> None:
+    _, _, m = modules("linear", F16)
+    assert m.text.count("tl.dot(") == 1
+    assert "tl.float32)" in m.text  # the epilogue is computed wide
+    _, _, m = modules("attention, causal", F16)
+    assert m.text.count("tl.dot(") == 2
+
+
+def test_float32_products_say_their_precision() -> None:
+    k = lower(graph("linear", F32))
+    for precision in ("ieee", "tf32"):
+        d = grid(k, Cut(precision=precision))
+        text = module("f", d.kernel, launch_of(d.schedule)).text
+        assert f'input_precision="{precision}"' in text
+
+
+def test_schedules_replay() -> None:
+    """What a search found is text, and that text makes the same kernel again."""
+    for name in ("attention, grouped heads", "matmul, split", "conv", "norm of a sum"):
+        k = lower(graph(name, F32))
+        d = grid(k, KINDS[name].cut)
+        again = apply(k, read(show(d.schedule)))
+        assert not isinstance(again, Illegal), again
+        assert again == d.kernel
+
+
+def test_over_the_limits_is_refused_with_the_number() -> None:
+    k = lower(graph("linear", F32))
+    d = grid(k, Cut(rows=64, columns=64, depth=64, stages=8))
+    why = fits(d.kernel, Launch(4, 8), preset("a100"))
+    assert why is not None
+    assert why.kind == "resources"
+    assert dict(why.numbers) == {"shared": 8 * 2 * 64 * 64 * 4, "most": 163 * 1024}
+    assert fits(d.kernel, Launch(4, 2), preset("a100")) is None
+
+
+def test_a_function_without_a_word_is_refused() -> None:
+    from whet.ir.graph import Graph, apply, leaf
+    from whet.ir.types import DType, TensorType
+
+    x = leaf("input", "x", TensorType(DType.f32, (8, 9)))
+    d = grid(lower(Graph((x,), (apply("atan", x),))), Cut())
+    with pytest.raises(UnsupportedError, match="without a word"):
+        module("f", d.kernel, Launch(4, 2))
+
+
+def test_values_that_several_launches_need_lie_in_memory() -> None:
+    _, _, m = modules("matmul, split", F32)
+    assert [b.name for b in m.workspace] == [m.programs[0].buffers[-1]]
+    assert len(m.programs) == 2

@@ -1,0 +1,223 @@
+"""Kernels of every kind for devices, and the process in which Triton's interpreter runs them.
+
+`python -m tests.unit.backend.tiles NAME …` under TRITON_INTERPRET=1 prints one line of JSON: for
+each name, the largest error against float64 relative to the largest result, and how many programs
+each launch had. Triton decides whether it interprets when it is first imported, so that is a
+process of its own: a test in the same one could not compile any more.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whet.ir.graph import Graph, Node, apply, leaf
+from whet.ir.types import DType, TensorType
+from whet.kernel.cut import Cut
+
+F16, F32, I64 = DType.f16, DType.f32, DType.i64
+TORCH = {F16: torch.float16, F32: torch.float32, I64: torch.int64, DType.bool: torch.bool}
+SMALL = Cut(rows=32, columns=32, depth=16)
+Built = tuple[tuple[Node, ...], tuple[Node, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of kernel.
+
+    Attributes:
+        build: leaves and results for an element type.
+        cut: how it is cut.
+        turned: leaves whose memory lies the other way round.
+        quick: it belongs to the representative set.
+        launches: that it takes, where a test holds it to that.
+    """
+
+    build: Callable[[DType], Built]
+    cut: Cut = SMALL
+    turned: tuple[int, ...] = ()
+    quick: bool = False
+    launches: int = 1
+
+
+def value(name: str, *shape: int, dtype: DType = F32) -> Node:
+    return leaf("input", name, TensorType(dtype, shape))
+
+
+def _one(op: str, *shapes: tuple[int, ...], **attrs: object) -> Callable[[DType], Built]:
+    def build(t: DType) -> Built:
+        leaves = tuple(value(f"x{k}", *s, dtype=t) for k, s in enumerate(shapes))
+        return leaves, (apply(op, *leaves, **attrs),)
+
+    return build
+
+
+def _linear(t: DType) -> Built:
+    x, w, b = value("x", 70, 100, dtype=t), value("w", 90, 100, dtype=t), value("b", 90, dtype=t)
+    return (x, w, b), (apply("gelu", apply("linear", x, w, b)),)
+
+
+def _prologue(t: DType) -> Built:
+    x, w = value("x", 40, 50, dtype=t), value("w", 50, 36, dtype=t)
+    return (x, w), (apply("matmul", apply("silu", x), w),)
+
+
+def _row(t: DType) -> Built:
+    x, w = value("x", 1, 100, dtype=t), value("w", 90, 100, dtype=t)
+    return (x, w), (apply("linear", x, w, None),)
+
+
+def _attention(
+    heads: int, group: int, queries: int, keys: int, causal: bool, masked: bool = False
+) -> Callable[[DType], Built]:
+    def build(t: DType) -> Built:
+        q = value("q", 2, heads, queries, 32, dtype=t)
+        k, v = (value(n, 2, heads // group, keys, 32, dtype=t) for n in "kv")
+        m = value("m", 2, heads, queries, keys, dtype=t) if masked else None
+        leaves = (q, k, v) if m is None else (q, k, v, m)
+        return leaves, (apply("attention", q, k, v, m, causal=causal, scale=0.2, group=group),)
+
+    return build
+
+
+def _conv(
+    groups: int, channels: int, out: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> Callable[[DType], Built]:
+    def build(t: DType) -> Built:
+        x = value("x", 2, channels, *size, dtype=t)
+        w = value("w", out, channels // groups, 3, 3, dtype=t)
+        b = value("b", out, dtype=t)
+        attrs = {"groups": groups, "stride": stride, "padding": (1, 1), "dilation": (1, 1)}
+        return (x, w, b), (apply("relu", apply("conv2d", x, w, b, **attrs)),)
+
+    return build
+
+
+def _embedding(t: DType) -> Built:
+    table, ids = value("t", 50, 33, dtype=t), value("i", 7, dtype=I64)
+    return (table, ids), (apply("embedding", table, ids),)
+
+
+def _norm_of_sum(t: DType) -> Built:
+    x, r, w, b = (value(n, *s, dtype=t) for n, s in
+                  (("x", (9, 70)), ("r", (9, 70)), ("w", (70,)), ("b", (70,))))  # fmt: skip
+    added = apply("add", x, r)
+    return (x, r, w, b), (added, apply("layer_norm", added, w, b, eps=1e-5, size=(70,)))
+
+
+def _chain(t: DType) -> Built:
+    x, w, v = value("x", 40, 48, dtype=t), value("w", 64, 48, dtype=t), value("v", 40, 64, dtype=t)
+    return (x, w, v), (apply("linear", apply("relu", apply("linear", x, w, None)), v, None),)
+
+
+def _beside(t: DType) -> Built:
+    x, w, v = value("x", 40, 48, dtype=t), value("w", 36, 48, dtype=t), value("v", 36, 48, dtype=t)
+    return (x, w, v), (apply("linear", x, w, None), apply("relu", apply("linear", x, v, None)))
+
+
+KINDS: Mapping[str, Kind] = {
+    "pointwise": Kind(_one("gelu", (5, 37)), quick=True),
+    "broadcast": Kind(_one("add", (3, 5, 37), (5, 1)), turned=(0,)),
+    "sum": Kind(_one("sum", (5, 37), dims=(1,)), quick=True),
+    "norm": Kind(_one("layer_norm", (5, 37), (37,), (37,), eps=1e-5, size=(37,)), quick=True),
+    "norm, long rows": Kind(
+        _one("layer_norm", (3, 700), (700,), (700,), eps=1e-5, size=(700,)), Cut(row=256)
+    ),
+    "norm of a sum": Kind(_norm_of_sum),
+    "softmax": Kind(_one("softmax", (5, 37), axis=1), quick=True),
+    "softmax, long rows": Kind(_one("softmax", (3, 700), axis=1), Cut(row=256)),
+    "softmax, columns": Kind(_one("softmax", (37, 5), axis=0)),
+    "linear": Kind(_linear, quick=True),
+    "matmul": Kind(_one("matmul", (33, 48), (48, 65)), turned=(0, 1)),
+    "matmul, batched": Kind(_one("matmul", (3, 33, 48), (3, 48, 35))),
+    "matmul, split": Kind(
+        _one("matmul", (33, 160), (160, 35)), Cut(32, 32, 16, splits=2), launches=2
+    ),
+    "matmul, prologue": Kind(_prologue),
+    "matmul, one row": Kind(_row, quick=True),
+    "chain of two": Kind(_chain),
+    "side by side": Kind(_beside),
+    "attention": Kind(_attention(3, 1, 45, 45, False)),
+    "attention, causal": Kind(_attention(2, 1, 45, 45, True), quick=True),
+    "attention, mask": Kind(_attention(2, 1, 20, 33, False, True)),
+    "attention, grouped heads": Kind(_attention(4, 2, 33, 33, True)),
+    "attention, decode": Kind(_attention(4, 1, 1, 77, False)),
+    "conv": Kind(_conv(1, 20, 40, (9, 11), (2, 1)), quick=True),
+    "conv, few channels": Kind(_conv(1, 3, 17, (7, 8), (1, 1))),
+    "conv, grouped": Kind(_conv(2, 32, 34, (6, 6), (1, 1))),
+    "conv, depthwise": Kind(_conv(8, 8, 8, (7, 9), (1, 1))),
+    "embedding": Kind(_embedding, quick=True),
+}
+
+
+def graph(name: str, dtype: DType) -> Graph:
+    leaves, results = KINDS[name].build(dtype)
+    return Graph(leaves, results)
+
+
+def feeds(name: str, g: Graph) -> dict[str, Tensor]:
+    """Tensors for a graph's inputs; the same for the same name."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    found = {}
+    for n in g.inputs:
+        shape = [int(str(size)) for size in n.shape]
+        if n.dtype.is_float:
+            found[n.name] = torch.randn(shape, generator=generator).to(TORCH[n.dtype])
+        else:
+            found[n.name] = torch.randint(0, 7, shape, generator=generator).to(TORCH[n.dtype])
+    return found
+
+
+def modules(name: str, dtype: DType):  # type: ignore[no-untyped-def]
+    """The kernel of a kind: graph, scheduled kernel, Triton."""
+    from dataclasses import replace
+
+    from whet.backend.triton_text import module
+    from whet.kernel.block import launch_of
+    from whet.kernel.grid import grid
+    from whet.kernel.layout import dense
+    from whet.kernel.lower import lower
+
+    g = graph(name, dtype)
+    k = lower(g)
+    for place in KINDS[name].turned:
+        b = k.buffer(f"x{place}")
+        k = k.with_buffer(replace(b, layout=dense(b.sizes, list(range(len(b.sizes)))[::-1])))
+    d = grid(k, KINDS[name].cut)
+    return g, d, module("kernel", d.kernel, launch_of(d.schedule))
+
+
+def errors(names: list[str]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Run kinds on the CPU, each in both element types."""
+    from whet.backend.triton import run
+    from whet.ir.interp import evaluate
+
+    for name in names:
+        for dtype in (F32, F16):
+            g, _, m = modules(name, dtype)
+            given = feeds(name, g)
+            exact = evaluate(
+                g, {k: x.double() if x.is_floating_point() else x for k, x in given.items()}
+            )
+            flat = {}
+            for k, n in enumerate(g.inputs):
+                x = given[n.name]
+                turned = k in KINDS[name].turned
+                flat[f"x{k}"] = (x.permute(*range(x.dim())[::-1]) if turned else x).flatten()
+            got = run(m, flat, "cpu")
+            worst = 0.0
+            for k, want in enumerate(exact):
+                have, want = got[f"y{k}"].double(), want.double().flatten()
+                worst = max(worst, float((have - want).abs().max() / want.abs().max()))
+            found = {"error": worst, "grids": [p.grid for p in m.programs]}
+            yield f"{name} {dtype.name}", found
+
+
+if __name__ == "__main__":
+    print(json.dumps(dict(errors(sys.argv[1:]))))
