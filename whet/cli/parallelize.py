@@ -72,7 +72,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         rows.append({"machine": name, **result(library, one)})
         console.print(text(name, one, library, reasons=args.explain))
         if args.plan:
-            args.plan.write_text(planfile.write(library, one), encoding="utf-8")
+            named = args.machine if not args.sweep else f"{args.machine},{name}"
+            source = {"model": args.model, "dtype": args.dtype, "machine": named}
+            args.plan.write_text(planfile.write(library, one, source), encoding="utf-8")
     if not args.sweep:
         console.finish(rows[0])
         return 0

@@ -1,4 +1,7 @@
-"""`whet run FOLDER`: load a saved program, run it on random inputs, say how fast and how right."""
+"""`whet run FOLDER`: load a saved program, run it on random inputs, say how fast and how right.
+
+`whet run PLAN.yaml` runs a parallel plan on ranks instead (`whet.cli.ranks`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from whet.cli import ranks
 from whet.cli.console import Console
 from whet.cli.explain import read
 from whet.cli.options import seconds, threads
@@ -14,12 +18,13 @@ from whet.report import table
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The program, and how to run it."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a saved program")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a saved program, or a plan")
     parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs")
     parser.add_argument(
         "--budget", type=seconds, default=2.0, metavar="TIME", help="time to spend timing it"
     )
+    ranks.arguments(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -28,6 +33,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     Raises:
         WhetError: there is no program in the folder, or it is not for this machine.
     """
+    if args.folder.suffix in ranks.SUFFIXES:
+        return ranks.run(args, console)
     report = read(args.folder)
     console.progress("loading torch")
     from whet.run.trial import trial, use_threads

@@ -64,6 +64,7 @@ class Model:
         order: which of them stands at each place.
         places: the nodes at each place: parameter names there, for plans.
         batch: samples of the step.
+        rows: the block at each place, with the nodes that it has there.
     """
 
     graph: Graph
@@ -71,6 +72,7 @@ class Model:
     order: tuple[int, ...]
     places: tuple[tuple[str, ...], ...]
     batch: int
+    rows: tuple[Layer, ...] = ()
 
     @property
     def training(self) -> bool:
@@ -333,7 +335,7 @@ def _folded(graph: Graph, pieces: Sequence[Layer], batch: int) -> Model:
             layers.append(piece)
         order.append(distinct[piece.digest])
     places = tuple(tuple(p.name for p in piece.parameters) for piece in row)
-    return Model(graph, tuple(layers), tuple(order), places, batch)
+    return Model(graph, tuple(layers), tuple(order), places, batch, tuple(row))
 
 
 def _joined(graph: Graph, row: list[Layer], period: int) -> list[Layer]:

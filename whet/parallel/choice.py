@@ -21,7 +21,7 @@ from whet.ir import expr as ex
 from whet.ir.expr import Index, Load, Reduce
 from whet.ir.graph import Attrs, Node
 from whet.ir.record import Instance, Slots
-from whet.parallel.cut import Cut, analyse, known, needed, prepared
+from whet.parallel.cut import Cut, analyse, known, linear, needed, prepared
 from whet.parallel.sharding import WHOLE, Axes, Sharding
 
 
@@ -297,8 +297,9 @@ class Choices:
             if placed is None:
                 return None
             once = tuple((m, "sum") for a, _, m in taken if name in cuts[a].once)
-            operands.append(Sharding(placed, _in_order((*once, *parts), self.mesh)))
             value = node.operands[list(instance.operands).index(name)]
+            own = parts if parts and value in _parts_of(node) else ()
+            operands.append(Sharding(placed, _in_order((*once, *own), self.mesh)))
             if any((value, d, i) in self.barred.get(m, ()) for d, i, m in placed):
                 return None
         result = _placed(
@@ -383,23 +384,48 @@ def samples(
     return place
 
 
-def tails(nodes: Sequence[Node], gradients: Iterable[Node]) -> frozenset[Node]:
-    """Views, and sums of two, through which parts of a parameter's gradient can be passed."""
+def tails(
+    nodes: Sequence[Node], gradients: Iterable[Node], loss: Node | None = None
+) -> frozenset[Node]:
+    """Nodes through which parts of a sum can be passed, to be added up at the end.
+
+    Views and sums of two below a parameter's gradient; below the loss, whatever is linear in one
+    operand: a mean that is a sum over a count, say.
+    """
     wanted = set(gradients)
     readers: dict[Node, list[Node]] = {}
     for n in nodes:
         for a in n.operands:
             readers.setdefault(a, []).append(n)
     found: set[Node] = set()
+    chain: set[Node] = set()
     for n in reversed(nodes):
         if n.is_leaf or n.op in ("opaque", "item") or not n.operands:
             continue
-        if n in wanted or (readers.get(n) and all(r in found for r in readers[n])):
+        read = readers.get(n, ())
+        if n is loss or (read and all(r in chain and _parts_of(r) == {n} for r in read)):
+            if _parts_of(n):
+                chain.add(n)
+        if n in wanted or (read and all(r in found for r in read)):
             instance = instance_of(n)
             out = out_of(n, instance)
             if moves_only(instance, out) or _adds(instance, out):
                 found.add(n)
-    return frozenset(found)
+    return frozenset(found | chain)
+
+
+def _parts_of(node: Node) -> set[Node]:
+    """The operands that take parts of a sum where a node passes them on."""
+    instance = instance_of(node)
+    out = out_of(node, instance)
+    if _adds(instance, out):
+        return set(node.operands)
+    names = dict(zip(instance.operands, node.operands, strict=True))
+    row = list(names)
+    for name in row:
+        if linear(instance, out, name):
+            return {names[name]}
+    return set()
 
 
 def _adds(instance: Instance, out: str) -> bool:

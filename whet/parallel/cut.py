@@ -184,7 +184,7 @@ class _Walk:
     def load(self, e: Load) -> str:
         slots = self.instance.operands.get(e.tensor)
         own = slots.flat if slots is not None else self.instance.let(e.tensor).axes
-        state = WHOLE if slots is not None else self.marks.get(e.tensor, WHOLE)
+        state = self.marks.get(e.tensor, WHOLE)
         elsewhere = False
         for name, index in zip(own, e.index, strict=True):
             if name == self.axis:
@@ -210,6 +210,18 @@ class _Walk:
             self.offset = True
             return "sum"
         return state
+
+
+def linear(instance: Instance, out: str, operand: str) -> bool:
+    """Whether parts of a sum of one operand give parts of the result."""
+    walk = _Walk(instance, "", out)
+    walk.marks[operand] = "sum"
+    try:
+        for let in needed(instance, out):
+            walk.marks[let.name] = walk.mark(let.body)
+    except _No:
+        return False
+    return walk.marks[out] == "sum" and not walk.once
 
 
 def needed(instance: Instance, out: str) -> tuple[Let, ...]:
@@ -395,4 +407,4 @@ def part_of(instance: Instance, sizes: Mapping[str, int], starts: Mapping[str, i
     return replace(instance, extents={**instance.extents, **sizes}, lets=lets)
 
 
-__all__ = ["Cut", "analyse", "needed", "part_of", "prepared"]
+__all__ = ["Cut", "analyse", "linear", "needed", "part_of", "prepared"]

@@ -138,7 +138,9 @@ class Problem:
             total *= 0.7  # most of it is fused with a neighbour
         for _, _, axis, nbytes, others in choice.inner:
             if axis in self.time:
-                return LARGE
+                if dict(self.mesh)[axis] > 1:
+                    return LARGE
+                continue
             nbytes //= math.prod(dict(self.mesh)[a] for a in others)
             total += self.price(Step("inner", "all_reduce", bytes=nbytes, axes=(axis,)))
         return total

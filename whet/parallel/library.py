@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from whet.errors import SearchError
-from whet.ir.graph import Node
+from whet.ir.graph import Graph, Node, topological
 from whet.machine import Mesh, Topology
 from whet.parallel import expert
 from whet.parallel.blocks import Layer, Model
@@ -75,7 +75,8 @@ class Library:
         made._places = frozenset(
             (n, *at) for table in (made._sample, made._second) for n, at in table.items()
         )
-        made._tails = tails(graph.nodes, [g for x in model.layers for g in x.gradients.values()])
+        grads = [g for x in model.layers for g in x.gradients.values()]
+        made._tails = tails(graph.nodes, grads, graph.outputs[0] if grads else None)
         return made
 
     # -- blocks --------------------------------------------------------------------------------
@@ -213,14 +214,11 @@ class Library:
         return ((MICRO, micro), *((n, s) for n, s in recipe.axes if s > 1))
 
     def boundary(self, layer: Layer, recipe: Recipe) -> dict[Node, Sharding]:
-        """Between blocks, samples lie along the data axis and everything else is whole."""
-        along = [MICRO, *(n for n, s in recipe.axes if n == "data" and s > 1)]
-        found = {}
-        for v in (*layer.outside, *layer.sent):
-            at = self._sample.get(v)
-            if at is not None:
-                found[v] = Sharding(tuple((*at, a) for a in along))
-        return found
+        """Between blocks, samples lie along the data axis and everything else is whole.
+
+        But for gradients on their way: they are parts of a sum.
+        """
+        return boundary(self.model.graph, self._sample, self._tails, layer, recipe)
 
     def block(self, number: int, recipe: Recipe, mesh: Mesh, micro: int) -> Block:
         """One device's steps of a block."""
@@ -288,6 +286,32 @@ class Library:
         """Bytes of all parameters."""
         sums = [sum(known(p.type.nbytes) for p in layer.parameters) for layer in self.model.layers]
         return sum(sums[n] for n in self.model.order)
+
+
+def boundary(
+    graph: Graph, sample: Mapping[Node, tuple[int, int]], tail: frozenset[Node], layer: Layer,
+    recipe: Recipe,
+) -> dict[Node, Sharding]:  # fmt: skip
+    """Shardings of the values between a block and others; see `Library.boundary`.
+
+    Args:
+        sample: where samples lie in a value.
+        tail: nodes that pass parts of a sum on; what they read is passed on as such parts.
+    """
+    along = [MICRO, *(n for n, s in recipe.axes if n == "data" and s > 1)]
+    found = {}
+    for v in (*layer.outside, *layer.sent):
+        at = sample.get(v)
+        if at is not None:
+            found[v] = Sharding(tuple((*at, a) for a in along))
+        elif any(u in tail for u in graph.users[v]) and _fed(v):
+            found[v] = Sharding((), tuple((a, "sum") for a in along))
+    return found
+
+
+def _fed(n: Node) -> bool:
+    """Whether a value depends on an input or a parameter."""
+    return any(a.op in ("input", "parameter") for a in topological((n,)))
 
 
 def powers(limit: int) -> list[int]:

@@ -85,7 +85,9 @@ class _Lowering:
         entering = sum(
             known(a.type.nbytes) // self._at(a).parts(dict(self.mesh)) for a in layer.entering
         )
-        return Block(name, tuple(ahead.steps), tuple(behind.steps), weights, entering)
+        return Block(
+            name, tuple(ahead.steps), tuple(behind.steps), weights, entering, self._finish()
+        )
 
     def _at(self, n: Node) -> Sharding:
         if n in self.choices:
@@ -250,6 +252,29 @@ class _Lowering:
         return replace(s, read=read, written=written)
 
     # -- parameters ----------------------------------------------------------------------------
+    def _reduced(self, p: Node, gradient: Node) -> tuple[Sharding, tuple[str, ...]]:
+        """A gradient as it is made, and the axes along which it is summed for a parameter."""
+        sizes, at = dict(self.mesh), self._at(p)
+        made = self._at(gradient)
+        return made, tuple(
+            a for a, how in made.partial
+            if a not in self.time and at.on(a) is None and sizes[a] > 1
+        )  # fmt: skip
+
+    def _finish(self) -> tuple[Step, ...]:
+        """What brings gradients to where parameters lie, but for the sums."""
+        found: list[Step] = []
+        for p, g in self.layer.gradients.items():
+            made, reduce = self._reduced(p, g)
+            want = Sharding(self._at(p).cuts, tuple((a, "sum") for a in reduce))
+            have = made.without(tuple(self.time))
+            found += [
+                Step(f"{m.kind} {g.op}", m.kind, bytes=m.bytes, axes=m.axes, dtype=arithmetic(g))
+                for m in reshard(have, want, known(g.type.nbytes), self.mesh)
+                if m.kind not in ("slice", "drop")
+            ]
+        return tuple(found)
+
     def _weights(self) -> tuple[Weights, ...]:
         sizes = dict(self.mesh)
         found: dict[tuple[int, tuple[str, ...], bool], int] = {}
@@ -258,11 +283,7 @@ class _Lowering:
             gradient = self.layer.gradients.get(p)
             reduce: tuple[str, ...] = ()
             if gradient is not None:
-                made = self.choices[gradient].result if gradient in self.choices else Sharding()
-                reduce = tuple(
-                    a for a, how in made.partial
-                    if a not in self.time and at.on(a) is None and sizes[a] > 1
-                )  # fmt: skip
+                _, reduce = self._reduced(p, gradient)
             cut = math.prod(sizes[a] for _, _, a in at.cuts if a not in self.time)
             elements = math.prod(known(x) for x in p.shape) // cut
             key = (p.dtype.bits // 8, reduce, gradient is not None)

@@ -102,6 +102,8 @@ class Block:
         weights: its parameters.
         boundary: bytes on one device of the activation that enters it: all that is kept of it when
             the stage recomputes.
+        finish: collectives that bring gradients to where their parameters lie, once for all
+            microbatches (in each where gradients are scattered at once), before they are reduced.
     """
 
     name: str
@@ -109,10 +111,11 @@ class Block:
     backward: tuple[Step, ...] = ()
     weights: tuple[Weights, ...] = ()
     boundary: int = 0
+    finish: tuple[Step, ...] = ()
     _hash: int = field(init=False, compare=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
-        parts = (self.name, self.forward, self.backward, self.weights, self.boundary)
+        parts = (self.name, self.forward, self.backward, self.weights, self.boundary, self.finish)
         object.__setattr__(self, "_hash", hash(parts))
 
     def __hash__(self) -> int:

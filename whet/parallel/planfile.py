@@ -4,8 +4,10 @@
     model, machine      fingerprints: what it was made for
     batch, microbatches, schedule, chunks
     stages              places, devices, mesh, style, zero, recompute, shares
+    source              how the model was called, in what dtype; the machine as it was named
     blocks              by structural hash: parameter names of its first occurrence, and the
-                        sharding of each; only what is cut is listed
+                        sharding of each; only what is cut is listed; then the choice of every
+                        node in program order, and of every leaf, from which a run is made
     predicted           seconds, bytes of memory, source
     found               how
 
@@ -17,14 +19,17 @@ refused, and the refusal says what changed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
 from whet.errors import WhetError
+from whet.ir.graph import Node
 from whet.machine import Mesh
-from whet.parallel.blocks import Model
+from whet.parallel.blocks import Layer, Model
+from whet.parallel.choice import Choice
 from whet.parallel.library import Library
 from whet.parallel.search import Found
 from whet.parallel.strategy import STYLES, Part, Recipe, Strategy
@@ -47,11 +52,16 @@ def fingerprint(model: Model) -> Data:
     }
 
 
-def data(library: Library, found: Found) -> Data:
-    """A search's result as plain data."""
+def data(library: Library, found: Found, source: Mapping[str, str] | None = None) -> Data:
+    """A search's result as plain data.
+
+    Args:
+        source: `model` and `dtype` as the user gave them, and `machine`.
+    """
     model, strategy = library.model, found.best
     return {
         "whet parallel plan": VERSION,
+        **({"source": dict(source)} if source else {}),
         "model": fingerprint(model),
         "machine": {
             "name": library.cluster.name,
@@ -116,13 +126,77 @@ def _blocks(library: Library, strategy: Strategy) -> Data:
                     if q in solved.choices and (cuts := solved.choices[q].result.cuts)
                 },
                 "seconds": solved.seconds,
+                "choices": _runs([_spelled(solved.choices.get(n)) for n in row(layer)]),
             }
     return found
 
 
-def write(library: Library, found: Found) -> str:
-    """The plan as YAML."""
-    text = yaml.safe_dump(data(library, found), sort_keys=False, default_flow_style=None, width=100)
+def row(layer: Layer) -> tuple[Node, ...]:
+    """The nodes of a block in program order, then what they read of it that is a leaf."""
+    leaves = dict.fromkeys(a for n in layer.nodes for a in n.operands if a.is_leaf)
+    return (*layer.nodes, *leaves)
+
+
+def _spelled(choice: Choice | None) -> str:
+    """`data: n, tensor: k/128`, in full: what each axis of the mesh cuts."""
+    if choice is None:
+        return "?"
+    return ", ".join(f"{m}: {a}" + (f"/{i}" if i != 1 else "") for m, a, i in choice.cuts) or "-"
+
+
+def _runs(texts: list[str]) -> list[str]:
+    """Equal neighbours as one, with their number."""
+    return [
+        text if (n := len(list(same))) == 1 else f"{n} * {text}"
+        for text, same in itertools.groupby(texts)
+    ]
+
+
+def _unrun(texts: Iterable[str]) -> list[str]:
+    found: list[str] = []
+    for text in texts:
+        count, star, rest = str(text).partition(" * ")
+        found += [rest] * int(count) if star else [str(text)]
+    return found
+
+
+def choices(found: Data, library: Library, part: Part, place: int) -> dict[Node, Choice] | None:
+    """The choices of a block as a plan says them, on its first occurrence; None if it does not.
+
+    Raises:
+        PlanFileError: a choice that the block does not have.
+    """
+    number = library.model.order[place]
+    layer = library.model.layers[number]
+    said = found.get("blocks", {}).get(f"{layer.digest} {part.recipe}", {}).get("choices")
+    if said is None:
+        return None
+    texts, nodes = _unrun(said), row(layer)
+    if len(texts) != len(nodes):
+        raise PlanFileError(
+            "a plan's block has other nodes", expected=len(nodes), got=len(texts), where=place
+        )
+    listed = library.choices(number, part.recipe, int(found["microbatches"]))
+    made: dict[Node, Choice] = {}
+    for n, text in zip(nodes, texts, strict=True):
+        if text == "?":
+            continue
+        choice = next((c for c in listed.of(n) if _spelled(c) == text), None)
+        if choice is None:
+            raise PlanFileError(
+                "a plan cuts a node in a way that it cannot be cut",
+                expected=" or ".join(dict.fromkeys(_spelled(c) for c in listed.of(n)[:6])),
+                got=text, where=n,
+            )  # fmt: skip
+        made[n] = choice
+    return made
+
+
+def write(library: Library, found: Found, source: Mapping[str, str] | None = None) -> str:
+    """The plan as YAML; `source` as for `data`."""
+    text = yaml.safe_dump(
+        data(library, found, source), sort_keys=False, default_flow_style=None, width=100
+    )
     assert isinstance(text, str)
     return text
 

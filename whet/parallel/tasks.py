@@ -126,7 +126,7 @@ def _fetch(stage: Stage, block: Block, name: str) -> list[Item]:
     if stage.zero == 3:
         for axes, elements, size, _ in weights_by_axes(block):
             if stage.mesh.size(*axes) > 1:
-                bytes = elements * size
+                bytes = padded(elements, stage.mesh.size(*axes)) * size
                 step = Step(
                     f"gather {block.name}", "all_gather", bytes=bytes, axes=axes, alloc=(bytes,)
                 )
@@ -189,9 +189,11 @@ def _backward(
         return items
     what = "all_reduce" if stage.zero == 0 else "reduce_scatter"
     end = _last_compute(items)
+    items += [Item(step, "+".join(step.axes), end, whole=True) for step in block.finish]
     for axes, elements, _, trainable in weights_by_axes(block):
         if trainable and stage.mesh.size(*axes) > 1:
-            bytes = elements * optimizer.gradient
+            ranks = stage.mesh.size(*axes) if stage.zero else 1
+            bytes = padded(elements, ranks) * optimizer.gradient
             whole = (bytes,) if stage.zero >= 2 else ()
             step = Step(
                 f"reduce {block.name}", what, bytes=bytes, axes=axes, alloc=whole, free=whole
@@ -241,7 +243,7 @@ def _gathered(stage: Stage, block: Block) -> tuple[int, ...]:
     if stage.zero < 3:
         return ()
     return tuple(
-        elements * size
+        padded(elements, stage.mesh.size(*axes)) * size
         for axes, elements, size, _ in weights_by_axes(block)
         if stage.mesh.size(*axes) > 1
     )
@@ -250,6 +252,11 @@ def _gathered(stage: Stage, block: Block) -> tuple[int, ...]:
 def _kept(stage: Stage, block: Block) -> tuple[int, ...]:
     """Bytes of each tensor of a block that waits for backward."""
     return (block.boundary,) if stage.recompute else block.kept
+
+
+def padded(elements: int, ranks: int) -> int:
+    """Elements, filled up so that every rank has an equal piece."""
+    return -(-elements // ranks) * ranks
 
 
 def weights_by_axes(block: Block) -> list[tuple[tuple[str, ...], int, int, bool]]:
@@ -284,7 +291,7 @@ def _update(stage: Stage, optimizer: Optimizer) -> Pass:
                 step = Step(f"update {name}", "stream", flops=flops, read=read, written=written)
                 items.append(Item(step, COMPUTE, whole=True))
             if stage.zero in (1, 2) and ranks > 1:
-                gather = Step(f"gather {name}", "all_gather", bytes=elements * size, axes=axes)
+                gather = Step(f"gather {name}", "all_gather", bytes=local * ranks * size, axes=axes)
                 items.append(Item(gather, "gather", (len(items) - 1,), whole=True))
         if items:
             segments.append((Segment(tuple(items)), run.times))

@@ -1,0 +1,80 @@
+"""Plans of small models, for tests and benches of their execution: no search, one line each.
+
+PLANS["tensor"] = stages, data, tensor, microbatches, …
+planned("dlrm", PLANS["tensor"])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whet.capture.planned import Planned, lowered, optimizer
+from whet.capture.training import training
+from whet.machine import topology
+from whet.parallel.library import Library
+from whet.parallel.strategy import Recipe, Strategy, even
+
+FEEDS_BY_BATCH = ("resnet50",)  # samples depend on each other: one microbatch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan by its degrees."""
+
+    stages: int = 1
+    data: int = 1
+    tensor: int = 1
+    micro: int = 1
+    schedule: str = "1f1b"
+    zero: int = 0
+    recompute: bool = False
+    style: str = "free"
+    weights: tuple[float, ...] = ()  # of blocks, for uneven stages
+    tensors: tuple[int, ...] = ()  # of each stage, where they differ
+    pinned: tuple[str, ...] = ("data",)
+
+    @property
+    def ranks(self) -> int:
+        return self.stages * self.data * self.tensor
+
+
+# On two ranks, and on four. Tokens: nothing but parameters is cut, so that tensors have to be.
+PLANS = {
+    "data": Plan(data=2),
+    "tensor": Plan(tensor=2, style="tokens"),
+    "pipeline": Plan(stages=2, micro=4),
+    "gpipe": Plan(stages=2, micro=4, schedule="gpipe", recompute=True),
+    "fsdp": Plan(data=2, zero=3, micro=2),
+    "zero1": Plan(data=2, zero=1, micro=2),
+    "data x tensor": Plan(data=2, tensor=2, style="tokens", zero=1),
+    "pipeline x data": Plan(stages=2, data=2, micro=2, zero=2),
+    "pipeline x tensor": Plan(stages=2, tensor=2, style="tokens", micro=2, recompute=True),
+    "fsdp x 4": Plan(data=4, zero=3),
+    "deep": Plan(stages=4, micro=4, schedule="gpipe"),
+}
+
+
+def strategy(library: Library, plan: Plan, *, one: bool = False) -> Strategy:
+    """The strategy of a plan; `one` microbatch where the model asks for it."""
+    weights = list(plan.weights) or list(library.weights())
+    recipes = [
+        Recipe((("data", plan.data * plan.tensor // t), ("tensor", t)),
+               frozenset(plan.pinned), plan.style)
+        for t in plan.tensors or [plan.tensor] * plan.stages
+    ]  # fmt: skip
+    size = plan.data * plan.tensor
+    parts = even(
+        [weights] * plan.stages,
+        [tuple(range(k * size, (k + 1) * size)) for k in range(plan.stages)],
+        recipes, zero=plan.zero, recompute=plan.recompute,
+    )  # fmt: skip
+    return Strategy(parts, 1 if one else plan.micro, plan.schedule, origin="test")
+
+
+def planned(model: str, plan: Plan, dtype: str = "float64", batch: int = 8) -> Planned:
+    """A plan on a model of `whet.capture.models` at small scale."""
+    name = f"models:{model}:small"
+    step = training(name, batch, dtype)
+    library = Library.of(step.model, topology("h100x8"), optimizer(dtype))
+    one = model in FEEDS_BY_BATCH
+    return lowered(name, dtype, step, library, strategy(library, plan, one=one))

@@ -1,0 +1,239 @@
+"""A plan and its model together: lowered, proven, and run.
+
+planned(text) → Planned          the program of every rank, and what the simulator says of it
+refuse(planned)                  unless it is legal, free of deadlock, fits, and is equal
+rank(planned, options)           one rank of a run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whet.capture.training import Training, training
+from whet.errors import WhetError
+from whet.ir.graph import Node
+from whet.machine import topology
+from whet.parallel import planfile
+from whet.parallel.choice import Choice
+from whet.parallel.compose import program
+from whet.parallel.library import Library
+from whet.parallel.pipeline import Order, deadlock, orders
+from whet.parallel.placed import Optimizer, Placed
+from whet.parallel.program import Chosen, Program, same
+from whet.parallel.strategy import Part, Strategy
+from whet.run.parallel.proof import PlanRefused, Proof, prove
+from whet.run.parallel.session import Options, Run, Session, train
+from whet.run.parallel.torchdist import connect
+from whet.run.parallel.watch import Watch
+
+LARGEST = 1 << 22  # elements of parameters of a model that is proven as it is
+RANKS = 8  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, ready.
+
+    Attributes:
+        placed: what the simulator sees.
+        program: what the ranks do.
+        chosen: the choices that it was made of.
+    """
+
+    name: str
+    dtype: str
+    training: Training
+    library: Library
+    strategy: Strategy
+    placed: Placed
+    program: Program
+    chosen: Chosen
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        return orders(self.placed)
+
+
+def optimizer(dtype: str) -> Optimizer:
+    """Adam; with a master copy where weights are narrow."""
+    return Optimizer(8, 4, 12) if dtype in ("float32", "float64") else Optimizer(12, 4, 12)
+
+
+def planned(text: str, model: str | None = None, machine: str | None = None) -> Planned:
+    """Read a plan for its model.
+
+    Args:
+        model, machine: where they are not to be those that the plan names.
+
+    Raises:
+        PlanFileError: it is no plan, or what it is for has changed; says what.
+        NotExecutable: it is for simulation only.
+    """
+    data = planfile.load(text)
+    source: Mapping[str, str] = data.get("source", {})
+    name, cluster = model or source.get("model"), machine or source.get("machine")
+    if name is None or cluster is None:
+        raise WhetError(
+            "the plan does not say its model and machine", got=", ".join(source) or "neither",
+            hint="give --model and --machine",
+        )  # fmt: skip
+    dtype = str(source.get("dtype", "float32"))
+    step = training(name, int(data["model"]["batch"]), dtype)
+    place = topology(cluster)
+    strategy = planfile.read(text, step.model, place.fingerprint())
+    library = Library.of(step.model, place, optimizer(dtype))
+    return lowered(name, dtype, step, library, strategy, data)
+
+
+def lowered(
+    name: str, dtype: str, step: Training, library: Library, strategy: Strategy,
+    data: Mapping[str, Any] | None = None,
+) -> Planned:  # fmt: skip
+    """A strategy with the choices of a plan, or those that the library finds."""
+    said: dict[object, Mapping[Node, Choice]] = {}
+
+    def first(part: Part, place: int) -> Mapping[Node, Choice]:
+        key = (step.model.order[place], part.recipe, part.devices)
+        if key not in said:
+            found = planfile.choices(dict(data), library, part, place) if data else None
+            if found is None:
+                found = dict(library.choices_of(part, place, strategy.microbatches))
+            said[key] = found
+        return said[key]
+
+    def chosen(part: Part, place: int) -> Mapping[Node, Choice]:
+        to = same(step.model.layers[step.model.order[place]], step.model.rows[place])
+        return {to.get(n, n): c for n, c in first(part, place).items()}
+
+    return completed(name, dtype, step, library, strategy, chosen)
+
+
+def completed(
+    name: str, dtype: str, step: Training, library: Library, strategy: Strategy, chosen: Chosen
+) -> Planned:
+    """A strategy whose choices are known."""
+    made = program(step.model, strategy, chosen)
+    placed = library.place(strategy)
+    return Planned(name, dtype, step, library, strategy, placed, made, chosen)
+
+
+def refuse(plan: Planned, *, seeds: int = 2, make: Options | None = None) -> Proof:
+    """Refuse a plan that is not fit to run.
+
+    The proof is of the plan itself where its model is small enough, and else of its twin at reduced
+    sizes; in float64 in any case.
+
+    Raises:
+        PlanRefused: it can deadlock, does not fit in memory, or is not equal to the model.
+    """
+    from whet.capture.twin import twin
+
+    check(plan)
+    name, size = plan.name, sum(t.numel() for t in plan.training.wholes().values())
+    count, most = plan.training.model.batch, max(len(plan.strategy.parts), plan.program.ranks)
+    most = max(most, plan.strategy.microbatches)
+    if size > LARGEST or plan.program.ranks > RANKS:
+        if not (name.startswith("models:") or ":" not in name):
+            raise PlanRefused(
+                "the model is too large to be proven as it is",
+                expected=f"{LARGEST} elements and {RANKS} ranks",
+                got=f"{size} and {plan.program.ranks}",
+                hint="find the plan for a smaller build of the model, and prove that",
+            )
+        name = name.removesuffix(":small") + ":small"
+        most = 2
+        count = 2 * most * most
+    step = training(name, count, "float64")
+    small = twin(plan, step, most=most)
+    wide = dict(step.wholes())
+    return prove(
+        small.program, small.orders, step.joint.graph, step.joint.gradients, wide,
+        step.feeds(step.inputs, step.targets), make=(make or Options()).make(), seeds=seeds,
+    )  # fmt: skip
+
+
+def check(plan: Planned) -> None:
+    """The part of `refuse` that computes nothing: deadlock and memory.
+
+    Raises:
+        PlanRefused: it can deadlock, or does not fit.
+    """
+    if circle := deadlock(plan.placed):
+        raise PlanRefused("the plan can deadlock", got=circle)
+    ran = plan.library.simulator.simulate(plan.placed)
+    if not ran.fits:
+        worst = max(range(len(ran.memory)), key=lambda g: ran.memory[g] / ran.capacity[g])
+        raise PlanRefused(
+            "the plan does not fit in memory", expected=f"{ran.capacity[worst]} bytes",
+            got=f"{ran.memory[worst]} bytes", where=f"stage {worst}",
+        )  # fmt: skip
+
+
+def rank(plan: Planned, options: Options, timeout: float) -> tuple[Run, dict[str, Tensor] | None]:
+    """One rank of a run, in a process that a launcher started.
+
+    Returns:
+        What came of it; on rank 0 also the whole parameters at the end.
+
+    Raises:
+        RankFailed: this rank or another ended the run.
+    """
+    here, size, store = connect(timeout)
+    watch = Watch(store, here, size)
+    watch.start()
+    step = plan.training
+    try:
+        session = Session(plan.program, plan.orders, step.wholes(), options.make(), watch)
+        run = train(session, lambda k: batch(step, k), options)
+        return run, session.wholes()
+    finally:
+        watch.stop()
+
+
+def batch(step: Training, number: int) -> dict[str, Tensor]:
+    """The samples of a step: those that the model came with, in an order of the step's own."""
+    count = step.model.batch
+
+    def turned(t: Tensor) -> Tensor:
+        return torch.roll(t, number, 0) if t.dim() and t.shape[0] == count else t
+
+    return step.feeds(tuple(map(turned, step.inputs)), tuple(map(turned, step.targets)))
+
+
+def single(step: Training, options: Options) -> tuple[list[float], dict[str, Tensor]]:
+    """The same steps in one process, by autograd and a stock optimizer; the module is trained."""
+    module = step.module
+    made = options.make()([p for p in module.parameters() if p.requires_grad])
+    losses, count = [], len(step.inputs)
+    for k in range(options.steps):
+        given = list(batch(step, k).values())
+        made.zero_grad()
+        loss = step.loss(module(*given[:count]), *given[count:])
+        loss.backward()
+        made.step()
+        losses.append(float(loss.detach()))
+    return losses, {k: t.detach() for k, t in step.wholes().items()}
+
+
+def compared(
+    step: Training, options: Options, losses: Sequence[float], wholes: Mapping[str, Tensor] | None
+) -> dict[str, float]:
+    """How far a run is from the same steps in one process, relatively.
+
+    Returns:
+        `loss_error`: the largest of any step; `parameter_error`: the largest difference of a
+        parameter or buffer, relative to its largest element.
+    """
+    expected, after = single(step, options)
+    apart = max(abs(a - b) / max(abs(b), 1e-30) for a, b in zip(losses, expected, strict=True))
+    worst = 0.0
+    for name, t in (wholes or {}).items():
+        want = after[name].double()
+        size = max(float(want.abs().max()) if want.numel() else 0.0, 1e-30)
+        worst = max(worst, float((t.double() - want).abs().max()) / size if want.numel() else 0.0)
+    return {"loss_error": apart, "parameter_error": worst}

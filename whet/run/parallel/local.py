@@ -1,0 +1,197 @@
+"""One rank's part of a node as a call.
+
+    bind(node, choice, mesh, coords) → Local := Call | (assignment, Call, combined over axes)*
+
+What a part computes is the operator's record over that part. Where this is the record of the same
+operator at the part's sizes, torch's call of it is used; else (positions count from elsewhere, a
+table's other rows, a mean over more than the part) the record itself is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from whet.backend import aten
+from whet.errors import WhetError
+from whet.ir import expr as ex
+from whet.ir.graph import Node, apply, leaf
+from whet.ir.interp import NATIVE, run_instance
+from whet.ir.record import Instance, Slots
+from whet.ir.types import TensorType
+from whet.parallel.choice import SUMS, Choice, cuts_of, instance_of, out_of
+from whet.parallel.cut import known, needed, part_of, prepared
+from whet.parallel.parts import Coords, number
+from whet.parallel.sharding import Axes
+
+Tensors = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    """One assignment of a record.
+
+    Attributes:
+        name: of the value it makes.
+        call: of the operands and of earlier assignments, by name.
+        combine: (how, axis of the mesh) after it, in order.
+    """
+
+    name: str
+    call: Callable[[Mapping[str, Tensor]], Tensor]
+    combine: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """How one rank computes its part of a node.
+
+    Attributes:
+        names: of the present operands, in order.
+        call: of the operands in order; None where values inside are combined on the way.
+        lets: of these, the assignments; the last is the result.
+        native: it is torch's own call.
+    """
+
+    names: tuple[str, ...]
+    call: Callable[[Tensors], Tensor] | None
+    lets: tuple[Let, ...] = ()
+    native: bool = False
+
+
+def bind(node: Node, choice: Choice, mesh: Axes, coords: Coords) -> Local:
+    """The call for one rank.
+
+    Args:
+        mesh: with the axis of microbatches.
+        coords: of the rank, and the microbatch.
+    """
+    if node.op in ("opaque", "item"):
+        return Local(
+            tuple(str(k) for k in range(len(node.operands))),
+            lambda xs: aten.call(node, list(xs)),
+            native=True,
+        )
+    instance, sizes = instance_of(node), dict(mesh)
+    out, cuts = out_of(node, instance), cuts_of(node)
+    local: dict[str, int] = {}
+    for m, a, _ in choice.cuts:
+        if a != SUMS[0]:
+            local[a] = local.get(a, known(instance.extents[a])) // sizes[m]
+    begin: dict[str, int] = {}
+    for _, a, _ in choice.cuts:
+        if a in cuts and cuts[a].offset:
+            axes = [k for k, b, _ in choice.cuts if b == a]
+            begin[a] = number(axes, coords, mesh) * local[a]
+    part = part_of(instance, local, begin) if local else instance
+    names = tuple(instance.operands)
+    if choice.inner:
+        return Local(names, None, _lets(node, part, out, choice))
+    fast = _native(node, part, choice, mesh)
+    if fast is not None:
+        return Local(names, fast, native=True)
+    used = {x.tensor for let in needed(part, out) for x in ex.loads(let.body)}
+    slim = replace(part, operands={k: s for k, s in part.operands.items() if k in used})
+    wanted = [k for k, name in enumerate(names) if name in used]
+
+    def call(xs: Tensors) -> Tensor:
+        given = {names[k]: x for k in wanted if (x := xs[k]) is not None}
+        return run_instance(slim, given, NATIVE, out, node.dtype)
+
+    return Local(names, call)
+
+
+def _lets(node: Node, part: Instance, out: str, choice: Choice) -> tuple[Let, ...]:
+    """The assignments one by one, each with what is combined behind it."""
+    inner: dict[str, list[tuple[str, str]]] = {}
+    for name, how, axis, _, _ in choice.inner:
+        inner.setdefault(name, []).append((how, axis))
+    slots = dict(part.operands)
+    found = []
+    for let in needed(part, out):
+        used = {x.tensor for x in ex.loads(let.body)}
+        last = let.name == out
+        if last and let.name in used:
+            raise WhetError("a result that is read again cannot be cut", where=node)
+        shape = Slots(tuple((a,) for a in let.axes), tuple(range(len(let.axes))))
+        single = replace(
+            part, outs=(let.name,), lets=(let,),
+            results={let.name: part.results[out] if last else shape},
+            operands={k: s for k, s in slots.items() if k in used},
+        )  # fmt: skip
+        dtype = node.dtype if last else None
+
+        def call(
+            tensors: Mapping[str, Tensor], single: Instance = single, name: str = let.name,
+            dtype: object = dtype,
+        ) -> Tensor:  # fmt: skip
+            given = {k: tensors[k] for k in single.operands}
+            return run_instance(single, given, NATIVE, name, dtype)  # type: ignore[arg-type]
+
+        found.append(Let(let.name, call, tuple(inner.get(let.name, ()))))
+        slots[let.name] = shape
+    return tuple(found)
+
+
+def _native(
+    node: Node, part: Instance, choice: Choice, mesh: Axes
+) -> Callable[[Tensors], Tensor] | None:
+    """torch's call of the same operator at the part's sizes, if that is what the part computes."""
+    sizes = dict(mesh)
+    if not aten.has_call(node) or any(w is None for w in choice.operands):
+        return None
+    if not choice.cuts:
+        return _row(node, node.args)
+    args: list[Node | None] = []
+    wants = iter(choice.operands)
+    for k, a in enumerate(node.args):
+        if a is None:
+            args.append(None)
+            continue
+        want = next(wants)
+        assert want is not None
+        shape = want.shape(tuple(map(known, a.shape)), sizes)
+        args.append(leaf("input", f"operand{k}", TensorType(a.dtype, shape)))
+    whole = tuple(map(known, node.shape))
+    mine = choice.result.shape(whole, sizes)
+    attrs = {k: mine if v == whole and len(whole) > 1 else v for k, v in node.attrs}
+    for tried in (attrs, {k: mine if v == whole else v for k, v in node.attrs}, dict(node.attrs)):
+        try:
+            candidate = apply(node.op, *args, **tried)
+            shapes = tuple(None if a is None else tuple(map(known, a.shape)) for a in args)
+            bound = prepared(node.op, shapes, candidate.attrs)
+        except WhetError:
+            continue
+        if candidate.type == TensorType(node.dtype, mine) and _equal(bound, part):
+            return _row(candidate, args) if aten.has_call(candidate) else None
+    return None
+
+
+def _row(node: Node, args: Sequence[Node | None]) -> Callable[[Tensors], Tensor]:
+    run = aten.bound(node)
+    if all(a is not None for a in args):
+        return lambda xs: run(*xs)
+    places = [k for k, a in enumerate(args) if a is not None]
+
+    def call(xs: Tensors) -> Tensor:
+        row: list[Tensor | None] = [None] * len(args)
+        for k, x in zip(places, xs, strict=True):
+            row[k] = x
+        return run(*row)  # type: ignore[no-any-return]
+
+    return call
+
+
+def _equal(a: Instance, b: Instance) -> bool:
+    return (a.extents, a.operands, a.results, a.lets) == (b.extents, b.operands, b.results, b.lets)
+
+
+def contiguous(t: Tensor) -> Tensor:
+    """What a collective takes: nothing shared, row-major."""
+    return t if t.is_contiguous() else t.contiguous()
+
+
+__all__ = ["Let", "Local", "bind", "contiguous", "torch"]
