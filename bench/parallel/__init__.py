@@ -44,7 +44,7 @@ def measure(
         "part": args.part,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "threads": machine.threads,
-        "complete": True,
+        "complete": not args.models,  # some rows must not take the place of the table
         "versions": versions(),
         "machine": machine.to_json(),
         "records": records,

@@ -1,6 +1,7 @@
 """What no strategy can beat, and what a strategy cannot beat with its degrees.
 
-    bound   all products of a step at the best rate of every device, none of them ever waiting
+    bound   all products of a step at the best rate of every device, and one pass of the optimizer
+            over every parameter, none of them ever waiting
     hope    the same on the devices that a strategy uses, with the idle time of its pipeline and
             the second forward pass of recomputation
 
@@ -11,6 +12,7 @@ of its work at least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,10 +20,13 @@ from whet.ir.graph import Node
 from whet.machine import Topology
 from whet.machine.device import Device
 from whet.parallel.blocks import Model
+from whet.parallel.cut import known
+from whet.parallel.placed import Optimizer
 from whet.parallel.strategy import Strategy
 from whet.parallel.work import arithmetic, shared, work
 
 Kinds = Mapping[tuple[str, str], float]  # (class of kernel, dtype) → operations
+UPDATE = ("update", "")  # stands among them with the number of trained parameters
 
 
 @dataclass(slots=True)
@@ -30,11 +35,13 @@ class Bound:
 
     Attributes:
         model, cluster: the two.
-        ahead, behind: operations of the forward and of the backward pass.
+        optimizer: the bytes of an update.
+        ahead, behind: operations of the forward pass, and of the backward pass with the update.
     """
 
     model: Model
     cluster: Topology
+    optimizer: Optimizer
     ahead: Kinds = field(default_factory=dict)
     behind: Kinds = field(default_factory=dict)
     _speeds: dict[Device, float] = field(default_factory=dict)
@@ -44,6 +51,11 @@ class Bound:
         backward = [_operations(layer.backward) for layer in self.model.layers]
         self.ahead = _sum(forward[n] for n in self.model.order)
         self.behind = _sum(backward[n] for n in self.model.order)
+        trained = [
+            sum(math.prod(map(known, p.shape)) for p in x.gradients) for x in self.model.layers
+        ]
+        if total := sum(trained[n] for n in self.model.order):
+            self.behind = {**self.behind, UPDATE: float(total)}
 
     def seconds(self, devices: Iterable[int] | None = None, *, again: float = 0.0) -> float:
         """Seconds that some devices (all by default) take at least.
@@ -56,8 +68,8 @@ class Bound:
             device = self.cluster.device(d)
             kinds[device] = kinds.get(device, 0) + 1
         reference = next(iter(kinds))
-        ahead = sum(v / _rate(reference, *k) for k, v in self.ahead.items())
-        behind = sum(v / _rate(reference, *k) for k, v in self.behind.items())
+        ahead = sum(v / self._rate(reference, k) for k, v in self.ahead.items())
+        behind = sum(v / self._rate(reference, k) for k, v in self.behind.items())
         # Several kinds of devices: each does what it is comparatively best at.
         return (ahead * (1 + again) + behind) / sum(
             self._speed(device, reference) * count for device, count in kinds.items()
@@ -67,7 +79,7 @@ class Bound:
         keys = [*self.ahead, *self.behind]
         if device == reference or not keys:
             return 1.0
-        return max(_rate(device, *k) / _rate(reference, *k) for k in keys)
+        return max(self._rate(device, k) / self._rate(reference, k) for k in keys)
 
     def hope(self, s: Strategy) -> float:
         """Seconds that a strategy takes at least."""
@@ -86,10 +98,26 @@ class Bound:
         kind = self.cluster.device(device)
         found = self._speeds.get(kind)
         if found is None:
-            total = sum(v / _rate(kind, *k) for k, v in self.ahead.items())
-            total += sum(v / _rate(kind, *k) for k, v in self.behind.items())
+            total = sum(v / self._rate(kind, k) for k, v in self.ahead.items())
+            total += sum(v / self._rate(kind, k) for k, v in self.behind.items())
             found = self._speeds[kind] = 1 / max(total, 1e-12)
         return found
+
+    def _rate(self, device: Device, key: tuple[str, str]) -> float:
+        """Operations a second of a class at its best size; parameters a second of the update."""
+        if key == UPDATE:
+            o = self.optimizer
+            width = min(p.dtype.bits // 8 for x in self.model.layers for p in x.gradients)
+            stream = device.curve("stream", "")
+            speed = max((r for _, r in stream.points), default=device.bandwidth * stream.top)
+            # Either the device updates, or its host does and gradients and weights are copied.
+            here = speed / (2 * o.state + o.gradient + width)
+            return max(here, (device.host or device.bandwidth) / (o.gradient + width))
+        kind, dtype = key
+        curve = device.curve(kind, dtype)
+        if curve.points:
+            return max(rate for _, rate in curve.points)
+        return device.flops_s(dtype) * curve.top
 
 
 def _operations(nodes: Sequence[Node]) -> dict[tuple[str, str], float]:
@@ -116,11 +144,3 @@ def _sum(parts: Iterable[Mapping[tuple[str, str], float]]) -> dict[tuple[str, st
         for key, value in part.items():
             total[key] = total.get(key, 0.0) + value
     return total
-
-
-def _rate(device: Device, kind: str, dtype: str) -> float:
-    """Operations a second of a class at its best size."""
-    curve = device.curve(kind, dtype)
-    if curve.points:
-        return max(rate for _, rate in curve.points)
-    return device.flops_s(dtype) * curve.top

@@ -8,6 +8,7 @@ Reason := block parameters → cuts, seconds: kernels + collectives
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,16 +52,27 @@ class Reason:
     share: float
 
     def __str__(self) -> str:
-        cut = ", ".join(f"{n} {c}" for n, c in self.cuts.items()) or "every parameter whole"
+        cut = _grouped(self.cuts) or "every parameter whole"
         paid = " + ".join(f"{k} {1e3 * v:.3g} ms" for k, v in self.by_kind.items() if v)
         text = f"block {self.digest[:8]} x{self.times} ({self.recipe}): {cut}\n"
         text += f"    kernels {1e3 * self.kernels:.3g} ms" + (f", {paid}" if paid else "")
         if self.slower is None:
             return text + "; there is no other way to cut it"
-        changed = ", ".join(f"{n} {c}" for n, c in self.other.items())
+        changed = _grouped(self.other)
         return (
             text + f"; runner-up: {changed}: {1e3 * self.slower:+.3g} ms ({100 * self.share:+.1f}%)"
         )
+
+
+def _grouped(cuts: Mapping[str, str]) -> str:
+    """Parameters whose names differ in numbers alone, cut alike, are said once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, cut in cuts.items():
+        found.setdefault((re.sub(r"\d+", "*", name), cut), []).append(name)
+    return ", ".join(
+        f"{names[0] if len(names) == 1 else pattern} {cut}"
+        for (pattern, cut), names in found.items()
+    )
 
 
 def reasons(library: Library, strategy: Strategy) -> list[Reason]:

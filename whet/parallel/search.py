@@ -96,7 +96,7 @@ class Search:
 
     def __post_init__(self) -> None:
         library = self.library
-        self._bounds = Bound(library.model, library.cluster)
+        self._bounds = Bound(library.model, library.cluster, library.optimizer)
         self._moves = Moves(
             library.model, self._bounds, library.weights(), self._node(), self.seeds, self.pins
         )

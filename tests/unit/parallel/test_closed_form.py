@@ -1,0 +1,131 @@
+"""Blocks on 1-D and 2-D meshes against an optimum that is derived here, by the bytes moved.
+
+The price of a step: a product costs its operations, so dearly that every axis of the mesh cuts it;
+a collective of a value of V bytes over n ranks costs what each rank sends at least: an all_reduce
+2 (n-1)/n V, any other (n-1)/n V.
+
+With many samples the activations are far larger than the parameters. Whatever cuts a product
+otherwise than by samples moves activations; cutting samples along every axis moves the gradients
+alone, once: 2 (n-1)/n W for parameters of W bytes on n ranks in all, on a mesh of any shape.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from whet.capture.joint import capture_joint
+from whet.machine import Mesh, topology
+from whet.parallel import blocks
+from whet.parallel.intra import Problem
+from whet.parallel.library import TIME, Library
+from whet.parallel.placed import Optimizer
+from whet.parallel.strategy import Recipe
+
+SIZE = 4  # bytes of an element
+SCALE = 1e-9  # seconds of a byte: what the solver calls impossible is far away
+
+
+class Feed(nn.Module):
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.up, self.down = (
+            nn.Linear(dim, hidden, bias=False),
+            nn.Linear(hidden, dim, bias=False),
+        )
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+
+    def split(self, x):
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+    def forward(self, x):
+        y = nn.functional.scaled_dot_product_attention(
+            self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        )
+        return self.o(y.transpose(1, 2).reshape(x.shape))
+
+
+def mean(y, target):
+    return ((y - target) ** 2).mean()
+
+
+def solved(module, shape, axes):
+    """The block's choices on a mesh whose axes cut anything, priced by bytes."""
+    with torch.device("meta"):
+        x, t = torch.randn(shape), torch.randn(shape)
+    joint = capture_joint(module.to("meta"), (x,), mean, (t,))
+    model = blocks.model(joint.graph, joint.gradients, shape[0], whole=True)
+    library = Library.of(model, topology("h100x8"), Optimizer())
+    recipe = Recipe(axes, frozenset())
+    sizes = dict(axes)
+
+    def price(step):
+        if not step.is_collective:
+            return step.flops * SCALE if step.dims else 0.0
+        n = 1
+        for a in step.axes:
+            n *= sizes[a]
+        return (2 if step.kind == "all_reduce" else 1) * (n - 1) / n * step.bytes * SCALE
+
+    problem = Problem(
+        model.layers[0], library.choices(0, recipe, 1), TIME, price, hidden=0.0, most=64
+    )
+    found = problem.solve(seconds=30.0)
+    ranks = 1
+    for size in sizes.values():
+        ranks *= size
+    kernels = sum(problem.node_s(n, found.choices[n]) for n in model.layers[0].nodes)
+    cuts = {p.name: c.result for p, c in found.choices.items() if p.op == "parameter"}
+    return (found.seconds - kernels) / SCALE, cuts
+
+
+MESHES = [(("tensor", 4),), (("tensor", 8),), (("data", 2), ("tensor", 4))]
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=["4", "8", "2x4"])
+def test_feed_forward(axes):
+    rows, dim, hidden = 4096, 32, 64
+    moved, cuts = solved(Feed(dim, hidden), (rows, dim), axes)
+    ranks = math.prod(n for _, n in axes)
+    assert moved == pytest.approx(2 * (ranks - 1) / ranks * 2 * dim * hidden * SIZE, rel=2e-3)
+    assert not any(s.cuts for s in cuts.values())
+
+
+@pytest.mark.parametrize("axes", MESHES[:2], ids=["4", "8"])
+def test_attention(axes):
+    rows, tokens, dim = 256, 64, 32
+    moved, cuts = solved(Attention(dim, 8), (rows, tokens, dim), axes)
+    ranks = math.prod(n for _, n in axes)
+    assert moved == pytest.approx(2 * (ranks - 1) / ranks * 4 * dim * dim * SIZE, rel=2e-3)
+    assert not any(s.cuts for s in cuts.values())
+
+
+def test_heads_then_rows_with_one_all_reduce_where_tokens_stay_whole():
+    """Megatron's split of attention: queries, keys, values by heads, the last product by rows."""
+    dim, heads = 1024, 16
+    module = Attention(dim, heads).to(torch.bfloat16).to("meta")
+    with torch.device("meta"):
+        x, t = (torch.randn(8, 512, dim, dtype=torch.bfloat16) for _ in range(2))
+    joint = capture_joint(module, (x,), mean, (t,))
+    model = blocks.model(joint.graph, joint.gradients, 8, whole=True)
+    library = Library.of(model, topology("h100x8"), Optimizer(12, 4, 12))
+    recipe = Recipe((("data", 1), ("tensor", 8)), style="tokens")
+    mesh = Mesh(recipe.axes, tuple(range(8)))
+    found = library.solved(0, recipe, mesh, 1)
+    named = {p.name: c.result.on("tensor") for p, c in found.choices.items() if p.op == "parameter"}
+    assert [named[f"{p}.weight"][0] for p in "qkvo"] == [0, 0, 0, 1]
+    moved = [s.kind for s in library.block(0, recipe, mesh, 1).forward
+             if s.is_collective and s.bytes > 1 << 20]  # fmt: skip
+    assert moved in (["all_reduce"], ["reduce_scatter", "all_gather"], ["reduce_scatter"])
