@@ -47,6 +47,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, help="generate: the table; the library's own unless given"
     )
     parser.add_argument("--journal", type=Path, help="generate: folder of verdicts to go on from")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, metavar="SECONDS",
+        help="decide: processor time for one verdict, and for one derivation (60); 0: none",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.what == "generate":
         return _generate(args, console)
     if args.what == "decide":
-        return _decide(args.names, console)
+        return _decide(args.names, args.limit, console)
     every = {**_generated(), **_by_hand()}
     chosen = {name: every[name] for name in _known(args.names, every)}
     if args.what == "list":
@@ -281,9 +285,10 @@ def _generate(args: argparse.Namespace, console: Console) -> int:
             f"there is no scope {min(unknown)!r}", expected=", ".join(s.name for s in SCOPES)
         )
     cache = Path(os.environ.get("WHET_CACHE") or Path.home() / ".cache" / "whet")
-    outcomes = generate(scopes, console.progress, args.journal or cache / "rules", args.jobs)
+    journals = args.journal or cache / "rules"
+    outcomes = generate(scopes, console.progress, journals, args.jobs)
     lines = assembled(outcomes)
-    found = tabulated(lines, console.progress)
+    found = tabulated(lines, console.progress, journals)
     place = args.output or (library.PLACE if not args.names else Path("rules.txt"))
     consoles.write(place, library.printed(found))
     rows = [["scope", "graphs", "conjectures", "rules", "unknown", "kept"]]
@@ -311,18 +316,19 @@ def _generate(args: argparse.Namespace, console: Console) -> int:
 
 
 # -- decide --------------------------------------------------------------------------------------
-def _decide(names: Sequence[str], console: Console) -> int:
+def _decide(names: Sequence[str], limit: float, console: Console) -> int:
     from whet.rewrite.decide import Decider, Decision
 
     found: list[Decision] = []
-    decider = Decider()
+    decider = Decider(seconds=limit)
     for file in names:
         entries = _read(Path(file))
         for number, entry in enumerate(entries, 1):
             console.progress(f"[{number}/{len(entries)}] {entry.get('name', '')}")
             try:
                 found.append(decider.decide(entry))
-            except WhetError as fault:
+            except (WhetError, ArithmeticError, LookupError, TypeError, ValueError,
+                    AssertionError, RecursionError) as fault:  # fmt: skip
                 found.append(Decision(str(entry.get("name", "")), "unknown", reason=str(fault)))
     rows = [["conjecture", "verdict", "for", "where", "derivable", "seconds"]]
     for d in found:

@@ -194,7 +194,7 @@ class Bank:
             yield from bare
             if bare and len(ranks) > needed:
                 for more in self._kinds(ranks[needed:], n):
-                    if all(self._least[k] == 0 for k in more):
+                    if all(self._least[k] <= 1 for k in more):
                         yield from self._choices(op, (*kinds, *more))
 
     def _kinds(self, ranks: Sequence[int | None], n: int) -> Iterator[tuple[int, ...]]:
@@ -204,7 +204,7 @@ class Bank:
         ]
         for kinds in itertools.product(*lists):
             if sum(self._least[k] for k in kinds) < n or kinds in self._together:
-                if len(kinds) < 3 or all(self._least[k] == 0 for k in kinds[2:]):
+                if len(kinds) < 3 or all(self._least[k] <= 1 for k in kinds[2:]):
                     yield kinds
 
     def _choices(self, op: str, kinds: tuple[int | None, ...]) -> Iterator[int]:
@@ -397,6 +397,8 @@ class Bank:
     def _sort(self, parts: Sequence[tuple[Hashes, int, Rows]], n: int) -> None:
         """Candidates into classes, new and old."""
         last = n == self.scope.size
+        if not parts:
+            return
         every = np.concatenate([h for h, _, _ in parts])
         values, counts = np.unique(every, return_counts=True)
         known = np.array(sorted(self._known), dtype=np.uint64)

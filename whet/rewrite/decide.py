@@ -10,10 +10,14 @@ with the library's rules, each of them proven at the form at which it is used.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 
 from whet.errors import WhetError
 from whet.ir.graph import Graph, Node, rebuilt, topological
@@ -24,7 +28,7 @@ from whet.rewrite.formula import ConjectureError
 from whet.rewrite.library import library
 from whet.rewrite.pattern import commutes
 from whet.rewrite.prove import Prover
-from whet.rewrite.refute import assignments
+from whet.rewrite.refute import assignments, refute
 from whet.rewrite.rule import Refutation, Rule, Unknown, Verdict
 from whet.rewrite.saturate import Saturation
 from whet.rewrite.stated import NoSuchSizes, Stated, stated
@@ -32,6 +36,8 @@ from whet.search import Budget
 
 _NODES, _ROUNDS, _MATCHES = 1500, 5, 400
 _BOUNDED = 3
+SECONDS = 60.0
+"""Seconds of processor time for one conjecture, and as many again for its derivation."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,13 @@ class Decider:
 
     Attributes:
         rules: what derivations may use; the shipped library unless given.
+        seconds: of processor time, for a verdict and for a derivation; what takes longer is not
+            settled.
     """
 
     rules: Mapping[str, Conjecture] = field(default_factory=library)
     prover: Prover = field(default_factory=Prover)
+    seconds: float = SECONDS
 
     def decide(self, entry: Mapping[str, object]) -> Decision:
         """The verdict on one entry. Raises `ConjectureError` where it cannot be read."""
@@ -70,7 +79,15 @@ class Decider:
             return Decision(
                 name, "refuted", counterexample=str(fault), seconds=time.monotonic() - began
             )
-        verdicts = [self._verdict(Statement(claim.conjecture, f)) for f in self._forms(claim)]
+        try:
+            with _limited(self.seconds):
+                forms = self._forms(claim)
+                verdicts = [self._verdict(Statement(claim.conjecture, f)) for f in forms]
+        except _OutOfTime:
+            return Decision(
+                name, "unknown", guard=" and ".join(claim.guards),
+                reason=f"not settled in {self.seconds:g} s", seconds=time.monotonic() - began,
+            )  # fmt: skip
         return self._told(claim, verdicts, began)
 
     def _forms(self, claim: Stated) -> list[Form]:
@@ -79,10 +96,17 @@ class Decider:
 
     def _verdict(self, statement: Statement) -> Verdict:
         verdict = self.prover.prove(statement)
+        if isinstance(verdict, Refutation) and verdict.counterexample.index is None:
+            # Nothing is stated where the right side does not exist: it must be wrong where it does.
+            wrong, tried = refute(statement, both=True)
+            if wrong is not None:
+                return Refutation(statement, wrong)
+            if tried:
+                verdict = Unknown(statement, f"true only at some sizes: {verdict.counterexample}")
         if not isinstance(verdict, Unknown):
             return verdict
         bounded: list[Rule] = []
-        for scope in itertools.islice(assignments(statement), _BOUNDED):
+        for scope in itertools.islice(_where_both(statement), _BOUNDED):
             again = self.prover.prove(statement.fixed(scope))
             if not isinstance(again, Rule):
                 return verdict
@@ -102,7 +126,12 @@ class Decider:
                 seconds=time.monotonic() - began,
             )  # fmt: skip
         open_ = next((v for v in verdicts if isinstance(v, Unknown)), None)
-        steps = self.derivation(verdicts[0].statement) if open_ is None else None
+        steps, reason = None, ""
+        try:
+            with _limited(self.seconds):
+                steps = self.derivation(verdicts[0].statement) if open_ is None else None
+        except _OutOfTime:
+            reason = f"whether it is derivable is not settled in {self.seconds:g} s"
         seconds = time.monotonic() - began
         if open_ is not None:
             return Decision(
@@ -112,12 +141,38 @@ class Decider:
         covers = "; ".join(dict.fromkeys(v.proof.coverage for v in rules))
         return Decision(
             claim.name, "proven", covers=covers, guard=needs, derivable=steps is not None,
-            derivation=tuple(steps or ()), seconds=seconds,
+            derivation=tuple(steps or ()), seconds=seconds, reason=reason,
         )  # fmt: skip
 
     def derivation(self, statement: Statement) -> list[str] | None:
         """The library's rules that lead from one side to the other, or None."""
         return derivation(statement, self.rules, self.prover)
+
+
+class _OutOfTime(BaseException):
+    """No error that anybody in between may catch."""
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises `_OutOfTime` after so many seconds of processor time, where signals can be had.
+
+    A machine that is busy with something else, or a process that is held, costs nothing.
+    """
+    if threading.current_thread() is not threading.main_thread() or not seconds:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _OutOfTime
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def derivation(
@@ -175,6 +230,16 @@ def _sorted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
 
     inputs = tuple(n for n in topological(nodes) if n.op == "input")
     return Graph(inputs, nodes).rewrite(turn).outputs
+
+
+def _where_both(statement: Statement) -> Iterator[Mapping[str, object]]:
+    """Sizes at which both sides exist."""
+    for scope in assignments(statement):
+        with contextlib.suppress(WhetError, ArithmeticError, TypeError):
+            leaves = statement.leaves(scope)
+            build(statement.sides.left, leaves, scope)
+            build(statement.sides.right, leaves, scope)
+            yield scope
 
 
 def _exists(statement: Statement) -> bool:

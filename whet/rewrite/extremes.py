@@ -1,4 +1,4 @@
-"""max, min, abs and the functions made of exp: one form for all that they can be written as.
+"""max, min, abs and square roots: one form for all that they can be written as.
 
     max(a, b, …) = a + k * max(0, (b - a)/k, …)       k > 0; of all such forms the one of least text
     max(a + max(b, c), d) = max(a + b, a + c, d)
@@ -6,28 +6,26 @@
     max over i of (a + b[i]) = a + max over i of b[i]          likewise numbers > 0 drawn out
     max(max over i of b[i], a) = one max over both             and within each other
     [a < 0] * a = a - max(a, 0)
-    1/(1 + exp(a)) = sigmoid(-a)   sigmoid(-a) = 1 - sigmoid(a)   tanh(a) = 2 * sigmoid(2a) - 1
-    log(exp(a) * b) = a + log(b)      sqrt(a)**2 = a for a >= 0      sqrt(a*a) = abs(a)
+    sqrt(a)**2 = a for a >= 0      sqrt(a*a) = abs(a)      sqrt(4*a + 4*b) = 2 * sqrt(a + b)
 
 All hold for real numbers; where an argument may be infinite, none is used.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import isqrt
+from math import gcd, isqrt, lcm
 
 from whet.ir.types import Poly
-from whet.rewrite import laws
 from whet.rewrite import terms as tm
 from whet.rewrite.spelling import spell, spell_term
 from whet.rewrite.terms import Applied, Case, Factor, Fold, Scalar, Sum, Term
 
 _WIDEST = 8
+_LARGEST_ROOT = 100
 Tidied = Callable[[Sum], Sum]
 
 
@@ -53,7 +51,7 @@ def maximum(args: Sequence[Sum], tidied: Tidied) -> Sum | None:
             return base
         scaled = sorted((tm.scaled(g, 1 / scale) for g in gaps), key=spell)
         text = "; ".join(map(spell, scaled))
-        if best is None or text < best[0]:
+        if best is None or text < best[0] or (text == best[0] and not base):
             best = (text, base, scale, scaled)
     assert best is not None
     _, base, scale, scaled = best
@@ -177,15 +175,16 @@ def nonnegative(s: Sum) -> bool:
 
 def _nonnegative(factors: Sequence[Factor]) -> bool:
     odd = [f for f, n in Counter(factors).items() if n % 2]
-    return all(_positive(f) or _is_zero_max(f) for f in odd)
+    return all(certainly_positive(f) or _is_zero_max(f) for f in odd)
 
 
 def positive(s: Sum) -> bool:
     """Whether a sum is certainly positive."""
-    return bool(s) and all(t.coefficient > 0 and all(map(_positive, t.factors)) for t in s)
+    return bool(s) and all(t.coefficient > 0 and all(map(certainly_positive, t.factors)) for t in s)
 
 
-def _positive(f: Factor) -> bool:
+def certainly_positive(f: Factor) -> bool:
+    """Whether a factor is certainly positive."""
     if isinstance(f, Applied):
         if f.fn in ("exp", "exp2", "sigmoid"):
             return True
@@ -248,7 +247,12 @@ def _signed(test: Applied, factors: Sequence[Factor]) -> Sum | None:
 
 
 def root(s: Sum) -> Sum | None:
-    """sqrt of a product of squares."""
+    """sqrt of a product of squares; of a sum, with the squares in its coefficients drawn out."""
+    if len(s) > 1:
+        square = _square_content([t.coefficient for t in s])
+        if square == 1:
+            return None
+        return tm.scaled(tm.of(Applied("sqrt", (tm.scaled(s, 1 / square**2),))), square)
     if len(s) != 1 or s[0].bound or s[0].guards or s[0].coefficient <= 0:
         return None
     c, total = s[0].coefficient, tm.ONE
@@ -266,30 +270,20 @@ def root(s: Sum) -> Sum | None:
     return tm.scaled(total, Fraction(up, down))
 
 
-# -- exp -------------------------------------------------------------------------------------------
-def logistic(s: Sum) -> Sum | None:
-    """1 / (c + c*exp(a)) as sigmoid(-a) / c."""
-    if len(s) != 2:
-        return None
-    for one, power in itertools.permutations(s):
-        if one.factors or one.bound or one.guards or power.bound or power.guards:
-            continue
-        if power.coefficient != one.coefficient or not power.factors:
-            continue
-        if all(isinstance(f, Applied) and f.fn == "exp" for f in power.factors):
-            inner: Sum = ()
-            for f in power.factors:
-                inner += f.args[0]  # type: ignore[union-attr]
-            found = tm.of(Applied("sigmoid", (tm.scaled(inner, -1),)))
-            return tm.scaled(found, 1 / one.coefficient)
-    return None
+def _square_content(coefficients: Sequence[Fraction]) -> Fraction:
+    """The largest n (of numbers without large prime factors) whose square divides them all."""
+    top = gcd(*(c.numerator for c in coefficients))
+    bottom = lcm(*(c.denominator for c in coefficients))
+    return Fraction(_square_root_part(top), _square_root_part(bottom))
 
 
-def sigmoid(s: Sum) -> Sum | None:
-    """sigmoid(-a) as 1 - sigmoid(a)."""
-    if laws.leads_negative(s):
-        return tm.ONE + tm.scaled(tm.of(Applied("sigmoid", (tm.scaled(s, -1),))), -1)
-    return None
+def _square_root_part(n: int) -> int:
+    found = 1
+    for p in range(2, _LARGEST_ROOT):
+        while n > 1 and n % (p * p) == 0:
+            n //= p * p
+            found *= p
+    return found
 
 
 def zero(s: Sum) -> Sum | None:
@@ -297,26 +291,4 @@ def zero(s: Sum) -> Sum | None:
     truth = len(s) == 1 and s[0].coefficient == 1 and _plain(s[0]) and s[0].factors[0]
     if isinstance(truth, Applied) and truth.fn in ("<0", "==0"):
         return tm.ONE + tm.scaled(s, -1)
-    return None
-
-
-def logarithm(s: Sum) -> Sum | None:
-    """log with powers of e drawn out, and of a product of positive factors the sum."""
-    if tm.is_number(s) == 1:
-        return tm.NOTHING
-    common = [f for f in laws.common(s) if isinstance(f, Applied) and f.fn == "exp"]
-    if common:
-        total: Sum = ()
-        for f in common:
-            total += f.args[0]
-        rest = tuple(replace(t, factors=laws.without(t.factors, common)) for t in s)
-        return total + tm.of(Applied("log", (rest,)))
-    if len(s) == 1 and not (s[0].bound or s[0].guards) and s[0].coefficient == 1:
-        t = s[0]
-        if len(t.factors) > 1 and all(map(_positive, t.factors)):
-            parts = [tm.of(Applied("log", (tm.of(f),))) for f in t.factors]
-            return tuple(x for p in parts for x in p)
-        one = t.factors[0] if len(t.factors) == 1 else None
-        if isinstance(one, Applied) and one.fn == "recip" and positive(one.args[0]):
-            return tm.scaled(tm.of(Applied("log", one.args)), -1)
     return None

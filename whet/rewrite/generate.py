@@ -1,5 +1,6 @@
 """`generate`: from the operator table to a library of proven rules, with no rule written by hand.
 
+    define      what the record of each operator says that it is made of     expand
     enumerate   every graph of a scope, told apart by fingerprints           bank
     sift        equalities that the rules found so far do not give           sift
     prove       or refute; a counterexample may say which guard is missing   prove, guards
@@ -24,6 +25,7 @@ from whet.ir.types import Poly
 from whet.rewrite import joint
 from whet.rewrite.bank import Bank
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
+from whet.rewrite.expand import expansions
 from whet.rewrite.guards import guards
 from whet.rewrite.library import Entry
 from whet.rewrite.lift import forms_of, holds, lifted
@@ -134,6 +136,8 @@ class Explorer:
         """All of it, or what the journal says that it came to."""
         if self.journal.outcome is not None:
             return self.journal.outcome
+        if not self.scope.size:
+            return self._defined()
         bank = Bank(self.scope, self.tell)
         sift = Sift(bank, self._accept, self._derives, self.tell)
         for line in self.known:
@@ -141,6 +145,21 @@ class Explorer:
             sift.learn(line.conjecture)
         sift.run()
         outcome = Outcome(self.lines, sum(bank.counts), sift.asked, self.unknown)
+        self.journal.close(outcome)
+        return outcome
+
+    def _defined(self) -> Outcome:
+        """What the records say."""
+        asked = 0
+        for sketch in expansions(self.scope.operators):
+            asked += 1
+            self.tell(f"{self.scope.name}: {sketch.name}")
+            if holds(sketch, self.proven):
+                general = lifted(sketch, self.proven).canonical()
+                self._line(general if holds(general, self.proven) else sketch)
+            else:
+                self.unknown.append(sketch.text)
+        outcome = Outcome(self.lines, 0, asked, self.unknown)
         self.journal.close(outcome)
         return outcome
 
@@ -347,11 +366,18 @@ def assembled(outcomes: Iterable[Outcome]) -> list[Line]:
     return found
 
 
-def tabulated(lines: Sequence[Line], tell: Tell = lambda _: None) -> list[Entry]:
-    """The lines that are not derivable from the others, with what their proofs say."""
+def tabulated(
+    lines: Sequence[Line], tell: Tell = lambda _: None, place: Path | None = None
+) -> list[Entry]:
+    """The lines that are not derivable from the others, with what their proofs say.
+
+    Args:
+        place: folder for a journal.
+    """
     prover = Prover()
     rules = {x.name: x.conjecture for x in lines}
-    kept = minimal(rules, prover, tell)
+    journal = Journal(place, Scope("pruning", 0, (), ()), lines)
+    kept = minimal(rules, prover, tell, journal.known, journal.note)
     scopes = {x.name: x for x in lines}
     found: list[Entry] = []
     for name, rule in kept.items():

@@ -86,9 +86,9 @@ class _Grouping:
             if t is None:
                 return None
             if isinstance(t, str):
-                if t in self.tensors:
+                if t in self.tensors or t.isidentifier():
                     return Var(t, None)
-                raise LookupError(t)
+                return Literal(float(t))
             attrs = tuple((k, ast.parse(spelled(v), mode="eval").body) for k, v in t.attrs)
             return Apply(t.op, tuple(pattern(a) for a in t.args), attrs)
 

@@ -1,4 +1,4 @@
-"""Questions about whole numbers: does this inequality follow from those?
+"""Questions about numbers: does this inequality of whole ones follow from those, is that always 0?
 
 A fact is a size that is known to be at least 0. Sizes are polynomials over axes and extents; the
 question is linear after each product of symbols (`h*stride`) and each quotient is taken for an
@@ -16,14 +16,18 @@ so that answers do not depend on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 from whet.ir.types import Monomial, Poly, Quotient, Size
 
 Facts = frozenset[Size]
+Value = Any
+"""A real number, as `Reals` makes it."""
 _EFFORT = 400_000
 _MOST = 3_000
+_REAL_EFFORT = 3_000_000
 
 
 class TooManyQueries(Exception):
@@ -150,7 +154,7 @@ class Integers:
         solver = z3.SimpleSolver()
         solver.set("rlimit", _EFFORT)
         used: dict[Monomial, Any] = {}
-        facts = [*self.assumed, *known, negation(fact)]
+        facts = [*sorted(self.assumed, key=repr), *sorted(known, key=repr), negation(fact)]
         lemmas = list(self._quotients(facts, fact))
         facts += [after for before, after in lemmas if before is None]
         premises = [before for before, _ in lemmas if before is not None]
@@ -222,3 +226,71 @@ class Integers:
             self._linear[size], self._unknowns[size] = total >= 0, unknowns
         used.update(self._unknowns[size])
         return self._linear[size]
+
+
+class Reals:
+    """Sums and products of unknown real numbers, and whether one is always 0."""
+
+    def __init__(self) -> None:
+        self._facts: list[Any] = []
+        self._known: dict[str, Any] = {}
+
+    def unknown(self, name: str, *, positive: bool = False) -> Value:
+        """A number, the same one for each name."""
+        import z3
+
+        if name not in self._known:
+            self._known[name] = z3.Real(f"r{len(self._known)}")
+            if positive:
+                self._facts.append(self._known[name] > 0)
+        return self._known[name]
+
+    def inverse(self, name: str, of: Value) -> Value:
+        """1 / of, a positive number; the same one for each name."""
+        new = f"1/{name}" not in self._known
+        found = self.unknown(f"1/{name}", positive=True)
+        if new:
+            self._facts.append(found * of == 1)
+        return found
+
+    def total(self, parts: Sequence[Value]) -> Value:
+        """The sum of the parts."""
+        import z3
+
+        return z3.Sum([z3.RealVal(0), *parts])
+
+    def product(self, by: Fraction, parts: Sequence[Value]) -> Value:
+        """A number times the product of the parts."""
+        import z3
+
+        found = z3.RealVal(str(by))
+        for p in parts:
+            found = found * p
+        return found
+
+    def largest(self, parts: Sequence[Value]) -> Value:
+        """The largest of the parts."""
+        import z3
+
+        found = parts[0]
+        for p in parts[1:]:
+            found = z3.If(p > found, p, found)
+        return found
+
+    def test(self, kind: str, value: Value) -> Value:
+        """1 where a value is "<0" or "==0", as `kind` says, else 0."""
+        import z3
+
+        return z3.If(value < 0 if kind == "<0" else value == 0, z3.RealVal(1), z3.RealVal(0))
+
+    def always_zero(self, value: Value) -> bool:
+        """Whether a value is 0 whatever the unknown numbers are; False where that is not settled.
+
+        Effort is bounded by Z3's own count.
+        """
+        import z3
+
+        solver = z3.Solver()
+        solver.set("rlimit", _REAL_EFFORT)
+        solver.add(*self._facts, value != 0)
+        return bool(solver.check() == z3.unsat)

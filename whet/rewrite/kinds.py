@@ -50,13 +50,19 @@ def pointwise(op: str) -> bool:
     """Whether an operator's operands broadcast to its result."""
     record = TABLE[op].record
     return record is not None and all(
-        isinstance(t.slice, ast.Starred) for _, t, _ in record.operands
+        len(dims) == 1 and isinstance(dims[0], ast.Starred) and isinstance(dims[0].value, ast.Name)
+        for dims in (listed(t) for _, t, _ in record.operands)
     )
+
+
+def listed(operand: ast.Subscript) -> list[ast.expr]:
+    """The dims of an operand as its record lists them."""
+    return operand.slice.elts if isinstance(operand.slice, ast.Tuple) else [operand.slice]
 
 
 def rank_of(operand: ast.Subscript) -> int | None:
     """How many dims an operand has; None where a group decides."""
-    dims = operand.slice.elts if isinstance(operand.slice, ast.Tuple) else [operand.slice]
+    dims = listed(operand)
     return None if any(isinstance(d, ast.Starred) for d in dims) else len(dims)
 
 

@@ -5,7 +5,8 @@ Of each term, in this order and until nothing changes:
     impossible guards           the term goes
     x == y among the guards     one stands for the other
     guards that others imply    go
-    a bound axis with one value     is replaced by it; one with a single lower bound starts at 0
+    a bound axis with one value     is replaced by it; one with a single lower bound starts at 0,
+                                    and runs the way in which more indices rise
     an undecided guard inside a function        splits the term in two
     functions                   obey their laws (`whet.ir.functions`): exp of a sum is a product, …
 
@@ -22,7 +23,7 @@ from fractions import Fraction
 
 from whet.ir.functions import FUNCTIONS
 from whet.ir.types import Poly, Size
-from whet.rewrite import extremes, laws
+from whet.rewrite import bycases, extremes, laws, logistic
 from whet.rewrite import terms as tm
 from whet.rewrite.integers import Facts, Integers, negation
 from whet.rewrite.reading import Unreadable
@@ -62,11 +63,17 @@ class Normal:
             open_ = next((g for g in cuts if self.integers.decided(region, g) is None), None)
             if open_ is not None:
                 regions += [region | {open_}, region | {negation(open_)}]
-            elif spell(self.simplify(a, region)) != spell(self.simplify(b, region)):
-                value = _first_of_few(region)
-                if value is None:
-                    return region
+                continue
+            x, y = a, b
+            if region != known:
+                x, y = self.simplify(a, region), self.simplify(b, region)
+            if spell(x) == spell(y):
+                continue
+            value = _first_of_few(region)
+            if value is not None:
                 regions += [region | {value, -value}, region | {value - 1}]
+            elif not bycases.vanishes(x + tm.scaled(y, -1)):
+                return region
         return None
 
     # -- terms -----------------------------------------------------------------------------------
@@ -85,16 +92,13 @@ class Normal:
             if few is not None:
                 work += [_placed(tidy, few[0], value) for value in few[1]]
                 continue
-            square = extremes.squared(tidy.factors)
+            square = extremes.squared(tidy.factors) or logistic.multiplied(tidy.factors)
             if square is not None:
                 work += tm.times((replace(tidy, factors=()),), square)
                 continue
             cut = self._cut(frozenset().union(*map(tm.open_guards, tidy.factors)), facts)
             if cut is not None:
-                work += [
-                    replace(tidy, guards=tidy.guards | {cut}),
-                    replace(tidy, guards=tidy.guards | {negation(cut)}),
-                ]
+                work += [replace(tidy, guards=tidy.guards | {g}) for g in (cut, negation(cut))]
                 continue
             product = tm.ONE
             for f in tidy.factors:
@@ -110,7 +114,7 @@ class Normal:
                 product = (replace(product[0], factors=factors),)
             head = (replace(tidy, factors=()),)
             work += tm.times(head, tm.refresh(product))
-        return _gathered(done)
+        return logistic.cancelled(_gathered(done))
 
     def tidy(self, t: Term, known: Facts, *, counts: bool = True) -> Term | None:
         """`t` with its guards minimal and its bound axes in place; None if it is always 0.
@@ -126,7 +130,9 @@ class Normal:
             if again is None and counts:
                 again = self._counted(t, known)
             if again is None:
-                return replace(t, guards=self._needed(t.guards, known))
+                again = replace(t, guards=self._needed(t.guards, known))
+                if again.guards == t.guards or not t.bound:
+                    return again
             t = again
         raise Unreadable("the axes of a term depend on each other in a circle")
 
@@ -161,8 +167,12 @@ class Normal:
                         continue
                     if self.integers.implied(others, high - low):
                         return _placed(t, b, low)
-            if len(lows) == 1 and lows[0] != 0 and not tm.symbols(lows[0]) & set(t.bound):
-                return tm.moved_term(t, {b: Poly.symbol(b) + lows[0]})
+            fixed = [low for low in lows if not _has_axes(low)] or lows  # the others cut it off
+            if len(fixed) == 1 and fixed[0] != 0 and not tm.symbols(fixed[0]) & set(t.bound):
+                return tm.moved_term(t, {b: Poly.symbol(b) + fixed[0]})
+            about = sum(b in tm.symbols(g) for g in t.guards)
+            if lows == [0] and len(highs) == 1 and about == 2 and _direction(t, b) < 0:
+                return tm.moved_term(t, {b: highs[0] - Poly.symbol(b)})
         return None
 
     def _counted(self, t: Term, known: Facts) -> Term | None:
@@ -283,7 +293,7 @@ class Normal:
         same = tm.of(Applied(fn, args))
         found: Sum | None
         if fn == "recip":
-            found = extremes.logistic(args[0])
+            found = logistic.reciprocal(args[0])
             if found is not None:
                 return found
             return laws.reciprocal(args[0], self.integers.positive)
@@ -307,7 +317,7 @@ class Normal:
         if fn == "tanh":
             half = tm.of(Applied("sigmoid", (tm.scaled(args[0], 2),)))
             return tm.scaled(half, 2) + tm.scaled(tm.ONE, -1)
-        special = {"sigmoid": extremes.sigmoid, "log": extremes.logarithm, "sqrt": extremes.root,
+        special = {"sigmoid": logistic.sigmoid, "log": logistic.logarithm, "sqrt": extremes.root,
                    "==0": extremes.zero}  # fmt: skip
         if fn in special and (found := special[fn](args[0])) is not None:
             return found
@@ -358,6 +368,20 @@ def _first_of_few(region: Facts) -> Size | None:
 
 
 # -- guards --------------------------------------------------------------------------------------
+def _direction(t: Term, axis: str) -> int:
+    """How much more often the indices of a term rise along an axis than they fall."""
+    total = 0
+    for f in t.factors:
+        for size in tm.sizes(f):
+            if axis in tm.symbols(size):
+                total += sum(c for m, c in Poly.of(size).terms if axis in m)
+    return total
+
+
+def _has_axes(size: Size) -> bool:
+    return any(name.startswith("@") for name in tm.symbols(size))
+
+
 def _always(g: Size) -> bool:
     return isinstance(g, int) and g >= 0
 

@@ -30,7 +30,7 @@ from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.formula import ConjectureError
 from whet.rewrite.integers import Facts, Integers, TooManyQueries
 from whet.rewrite.normal import Normal
-from whet.rewrite.reading import Reader, Refine, Unreadable
+from whet.rewrite.reading import Reader, Refine, Unreadable, few_positions
 from whet.rewrite.refute import TRIALS, refute
 from whet.rewrite.rule import Floating, Proof, Refutation, Rule, Unknown, Verdict
 from whet.rewrite.terms import Element, Sum
@@ -167,48 +167,61 @@ class _Attempt:
     ) -> list[Sum] | str:
         """Normal forms of the outputs where all are equal, else what is not."""
         reader = Reader(integers)
-        written_out = False
         for _ in range(_REFINEMENTS):
             try:
                 found: list[Sum] = []
                 for k, (a, b) in enumerate(zip(left, right, strict=True)):
-                    index, known = self._index(a, reader)
-                    x, y = reader.at(a, index, known), reader.at(b, index, known)
-                    normal = Normal(integers, written_out=written_out)
-                    region = normal.equal(x, y, known)
-                    if region is not None and not written_out:
-                        written_out = True
-                        raise _again(reader)
-                    if region is not None:
-                        where = ", ".join(f"{g} >= 0" for g in sorted(region - known, key=repr))
-                        return f"normal forms of output {k} differ" + (where and f" where {where}")
-                    found.append(normal.simplify(x, known))
+                    for index, known in self._indices(a, reader):
+                        x, y = reader.at(a, index, known), reader.at(b, index, known)
+                        normal = Normal(integers, written_out=reader.written_out)
+                        region = normal.equal(x, y, known)
+                        if region is not None and not reader.written_out:
+                            raise _Again
+                        if region is not None:
+                            where = ", ".join(f"{g} >= 0" for g in sorted(region - known, key=repr))
+                            return f"normal forms of output {k} differ" + (
+                                where and f" where {where}"
+                            )
+                        found.append(normal.simplify(x, known))
                 return found
             except Refine as need:
                 reader.refined[need.extent] = need.inner
-            except _Again as more:
-                reader.refined.update(more.halves)
+            except _Again:
+                reader.refined.update(_halves(reader))
+                reader.written_out = True
+            except Unreadable:
+                if reader.written_out or not _has_few(reader):
+                    raise
+                reader.refined.update(_halves(reader))
+                reader.written_out = True
         return "axes were refined too often"
 
-    def _index(self, node: Node, reader: Reader) -> tuple[list[Size], Facts]:
+    def _indices(self, node: Node, reader: Reader) -> Iterator[tuple[list[Size], Facts]]:
+        """A symbolic index that stands for all; all of them where they are few and written out."""
+        few = few_positions(node.shape) if reader.written_out else None
+        if few is not None:
+            for position in few:
+                yield [*position], frozenset()
+            return
         index: list[Size] = []
         known: Facts = frozenset()
         for extent in node.shape:
             position, axes = reader.axis(extent)
             index.append(position)
             known = known.union(*(tm.within(a, n) for a, n in axes))
-        return index, known
+        yield index, known
 
 
 class _Again(Exception):
     """Another try, with some axes taken apart and what has few values written out."""
 
-    def __init__(self, halves: dict[Size, Size]) -> None:
-        self.halves = halves
-        super().__init__("axes are taken apart")
+
+def _has_few(reader: Reader) -> bool:
+    """Whether some axis has few positions, so that writing them out may help."""
+    return any(few_positions([n]) is not None for n in reader.extents.values())
 
 
-def _again(reader: Reader) -> _Again:
+def _halves(reader: Reader) -> dict[Size, Size]:
     """Axes of twice or three times some size are taken apart into as many of that size."""
     halves: dict[Size, Size] = {}
     for extent in reader.extents.values():
@@ -217,7 +230,7 @@ def _again(reader: Reader) -> _Again:
             inner = divide(extent, parts)
             if 1 < parts <= _PARTS and inner is not None:
                 halves[extent] = inner
-    return _Again(halves)
+    return halves
 
 
 def _loses_elements(node: Node, integers: Integers) -> bool:

@@ -20,16 +20,27 @@ _NODES, _ROUNDS = 160, 3
 
 
 def minimal(
-    rules: Mapping[str, Conjecture], prover: Prover, tell: Callable[[str], None] = lambda _: None
-) -> dict[str, Conjecture]:
-    """The rules that the others do not derive, in the order given."""
+    rules: Mapping[str, Conjecture], prover: Prover, tell: Callable[[str], None] = lambda _: None,
+    known: Mapping[str, bool] | None = None, note: Callable[[str, bool], None] = lambda *_: None,
+) -> dict[str, Conjecture]:  # fmt: skip
+    """The rules that the others do not derive, in the order given.
+
+    Args:
+        known: by name, which ones were found derivable by a run that was cut off.
+        note: told of each as soon as it is known.
+    """
     kept = dict(rules)
     order = sorted(rules, key=lambda n: _generality(rules[n]))
     for done, name in enumerate(order):
         if done % 10 == 0:
             tell(f"pruning: {done} of {len(order)}, {len(order) - len(kept)} were derivable")
         rule = kept.pop(name)
-        if rule.width_name is not None or not derivable(rule, near(rule, kept), prover):
+        if known is not None and name in known:
+            goes = known[name]
+        else:
+            goes = rule.width_name is None and derivable(rule, near(rule, kept), prover)
+            note(name, goes)
+        if not goes:
             kept[name] = rule
     return {n: rules[n] for n in rules if n in kept}
 

@@ -9,6 +9,8 @@ axis itself is refined into two (`Refine`), and the reading starts again.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +26,7 @@ from whet.rewrite.terms import Applied, Case, Element, Fold, Scalar, Sum
 
 Env = Mapping[str, Size]
 _LIMIT = 4000
+_FEW, _WRITTEN = 6, 36  # positions along one axis, and along several
 
 
 class Unreadable(Exception):
@@ -46,11 +49,13 @@ class Reader:
         integers: answers questions about indices.
         refined: inner extent by extent: how axes are taken apart from the start.
         extents: extent of each axis that was made.
+        written_out: sums over a few numbers are read number by number.
     """
 
     integers: Integers
     refined: dict[Size, Size] = field(default_factory=dict)
     extents: dict[str, Size] = field(default_factory=dict)
+    written_out: bool = False
 
     # -- axes ------------------------------------------------------------------------------------
     def axis(self, extent: Size) -> tuple[Size, tuple[tuple[str, Size], ...]]:
@@ -154,6 +159,12 @@ class _Place:
             case Load():
                 return self.load(e, env, known)
             case Reduce("sum", axes, body):
+                if self.reader.written_out and (few := self.few(axes)) is not None:
+                    return tuple(
+                        t for values in few
+                        for t in self.read(body, {**env, **dict(zip(axes, values, strict=True))},
+                                           known)
+                    )  # fmt: skip
                 inner, made = self.bind(axes, env)
                 facts = known.union(*(tm.within(a, n) for a, n in made))
                 total = self.read(body, inner, facts)
@@ -183,6 +194,10 @@ class _Place:
             made += more
         return inner, made
 
+    def few(self, axes: Sequence[str]) -> list[tuple[int, ...]] | None:
+        """All positions along axes that have few, whatever the sizes."""
+        return few_positions([self.instance.extents[a] for a in axes])
+
     def call(self, fn: str, args: Sequence[Expr], env: Env, known: Facts) -> Sum:
         if fn == "**" and isinstance(args[1], Num) and isinstance(args[1].value, int):
             base, total = self.read(args[0], env, known), tm.ONE
@@ -211,7 +226,7 @@ class _Place:
         inside: list[Size] = []
         if e.outside is not None:
             for i, p, n in zip(e.index, positions, extents, strict=True):
-                if not isinstance(i, Index):
+                if not (isinstance(i, Index) and self.instance.extents.get(i.name) == n):
                     inside += [g for g in (p, n - 1 - p)
                                if not self.reader.integers.implied(known, g)]  # fmt: skip
         found = self.element(e.tensor, positions, known.union(inside))
@@ -273,6 +288,15 @@ class _Place:
                 name = "<0" if fn == "<" else "==0"
                 return tm.of(Applied(name, (u + tm.scaled(v, -1),)))
         raise Unreadable(f"{ex.show(test)} is no test")
+
+
+def few_positions(extents: Sequence[Size]) -> list[tuple[int, ...]] | None:
+    """Every position in extents that are few numbers; None where they are not."""
+    if not all(isinstance(n, int) and n <= _FEW for n in extents):
+        return None
+    if math.prod(int(str(n)) for n in extents) > _WRITTEN:
+        return None
+    return list(itertools.product(*(range(int(str(n))) for n in extents)))
 
 
 def position(e: Expr, env: Env) -> Size:

@@ -28,19 +28,24 @@ _LARGEST = 1 << 16
 _FAR = 1e-7
 
 
-def refute(statement: Statement, trials: int = TRIALS) -> tuple[Counterexample | None, int]:
+def refute(
+    statement: Statement, trials: int = TRIALS, *, both: bool = False
+) -> tuple[Counterexample | None, int]:
     """A counterexample if one was found, and at how many assignments both sides were compared.
 
     Args:
         trials: at how many to compare them at most.
+        both: nothing is claimed where the right side does not exist either.
     """
     tried = 0
     for scope in assignments(statement):
         try:
             leaves = statement.leaves(scope)
             left = build(statement.sides.left, leaves, scope)
+            if both:
+                build(statement.sides.right, leaves, scope)
         except (RecordError, ConjectureError, ArithmeticError):
-            continue  # the left side does not exist at these sizes: nothing is claimed
+            continue  # a side does not exist at these sizes: nothing is claimed
         below = topological((*left, *(n for n in leaves.values() if n is not None)))
         if not all(map(_is_small, below)) or any(map(reads_outside, below)):
             continue

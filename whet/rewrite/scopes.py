@@ -3,6 +3,7 @@
     scope  := name, size, leaves, operators, attribute values, sizes
     leaf   := T[size, …]                a tensor
             | NAME = expression         a constant: anything without tensors, as in a conjecture
+    size 0                              no graphs: what the operators' records say of each of them
 
 Operators are names in the operator table. The attribute values that shapes do not decide are given
 by attribute name.
@@ -153,8 +154,15 @@ _TURNED = {"dims": ["(0, 1, 3, 2)"]}
 
 _XYAB = ("x[M, K]", "y[M, K]", "a[K, N]", "b[K, N]")
 _XYWV = ("x[M, C, H, W]", "y[M, C, H, W]", "w[O, C, R, Q]", "v[O, C, R, Q]")
+_ENLARGED = {"stride": ["(s, t)"], "dilation": ["(1, 1)"], "groups": ["G"],
+             "padding": ["(0, 0)", "(1, 1)"], "axis": ["2", "3"],
+             "before": ["1"], "after": ["1"], "value": ["0.0"]}
+_ATTENTION = {"dims": ["(0, 1, 3, 2)"], "axis": ["3"], "scale": ["1.0"], "causal": ["0"],
+              "group": ["1"]}
 
 SCOPES: tuple[Scope, ...] = (
+    # what whole operators are made of
+    Scope("definitions", 0, (), (), first=True),
     # what moves and what works element by element; the other scopes build on it
     Scope("shapes", 2,
           ("x[M, K, N]", "y[M, K, N]", "z[P, K, N]", "s[()]"), _SHAPE, first=True),
@@ -180,12 +188,31 @@ SCOPES: tuple[Scope, ...] = (
     # convolutions
     Scope("convolutions element by element", 2, (*_XYWV, "s[()]"),
           ("conv2d", *_SHAPE), {**_CONV, **_TURNED, "groups": ["1"]}),
+    Scope("convolutions with bias", 3,
+          ("x[M, C, H, W]", "w[O, C, R, Q]", "v[O, C, R, Q]", "c[O]"), ("conv2d", "concat"),
+          {**_CONV, "groups": ["1"]}),
+    Scope("channels of convolutions", 3,
+          ("x[M, G*C, H, W]", "w[G*O, C, R, Q]", "u[G*O, 1, 1]", "c[G*O]"),
+          ("conv2d", "add", "mul", "reshape"),
+          {**_CONV, "groups": ["G"], "size": ["(G*O,)", "(G*O, 1, 1, 1)"]}),
+    Scope("enlarged kernels", 3, ("x[M, G*C, H, W]", "w[G*O, C, 1, 1]"), ("conv2d", "pad"),
+          _ENLARGED),
+    # what stands before and after a layer
+    Scope("channels of layers", 3, ("x[M, K]", "w[N, K]", "k[K]", "c[N]"),
+          ("linear", "add", "mul", "reshape"), {"size": ["(N, 1)"]}),
+    Scope("attention", 4, ("x[B, H, L, D]", "y[B, H, M, D]", "z[B, H, M, E]"),
+          ("matmul", "permute", "softmax", "attention"), _ATTENTION, exact=False),
+    # parts of what is computed element by element, and what is put together again
+    Scope("parts", 2, ("x[M, K, N]", "y[M, K, N]", "s[()]"),
+          ("slice", "select", "add", "mul", "relu", "neg"), _FREE),
+    Scope("quotients", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("mul", "div", "reciprocal")),
+    Scope("differences", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("add", "sub", "neg")),
     # pooling; a mean over windows is a convolution
-    Scope("pools", 2,
-          ("x[M, C, H, W]", "y[M, C, H, W]", "s[()]",
-           "mean = full(size=(C, 1, 3, 2), value=1.0) / 6"),
-          ("avg_pool2d", "max_pool2d", "conv2d", "add", "mul", "concat", "slice", "relu"),
-          {**_POOL, "groups": ["C"]}),
+    Scope("pools", 2, ("x[M, C, H, W]", "y[M, C, H, W]", "s[()]"),
+          ("avg_pool2d", "max_pool2d", "add", "mul", "concat", "relu"), _POOL),
+    Scope("pools as convolutions", 1,
+          ("x[M, C, H, W]", "mean = full(size=(C, 1, 3, 2), value=1.0) / 6"),
+          ("avg_pool2d", "conv2d"), {**_POOL, "groups": ["C"]}),
 )
 # fmt: on
 

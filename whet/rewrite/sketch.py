@@ -98,7 +98,7 @@ class Sketch:
             if s is None:
                 return None
             if isinstance(s, str):
-                return to.get(s, s)
+                return to.get(s, s if s in self.constants else again(s))
             attrs = tuple((k, Text(again(spelled(v)))) for k, v in s.attrs)
             return Tree(s.op, attrs, tuple(side(a) for a in s.args))
 

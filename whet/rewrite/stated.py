@@ -295,8 +295,8 @@ def _settled(
     test: str, back: dict[str, str],
 ) -> Stated:  # fmt: skip
     """With sizes identified until every operator of both sides exists."""
-    to: dict[str, Size] = {}
-    guards: list[str] = []
+    to, test = _equated(test)
+    guards = [f"{back.get(old, old)} == {_named(value, back)}" for old, value in to.items()]
     for _ in range(_ROUNDS):
         conjecture = Conjecture(f"{_plain(name)}: {_text(shapes, sides, test, to)}")
         if len(conjecture.sides().structural) > 0:  # an axis decides what is forced
@@ -336,6 +336,28 @@ def _settled(
         to = {k: substitute(v, {old: value}) for k, v in to.items()}
         to[old] = value
     raise ConjectureError("sizes are forced to be equal without end", where=name)
+
+
+def _equated(test: str) -> tuple[dict[str, Size], str]:
+    """Names that a condition says the values of, with these, and what is left of the condition."""
+    if not test:
+        return {}, test
+    whole = ast.parse(test, mode="eval").body
+    both = isinstance(whole, ast.BoolOp) and isinstance(whole.op, ast.And)
+    left: list[str] = []
+    to: dict[str, Size] = {}
+    for part in whole.values if both else [whole]:  # type: ignore[attr-defined]
+        match part:
+            case ast.Compare(ast.Name(old), [ast.Eq()], [other]) if old not in to:
+                names = [n.id for n in ast.walk(other) if isinstance(n, ast.Name)]
+                used = {s for v in to.values() for s in Poly.of(v).symbols()}
+                if all(n not in to and n != old for n in names) and old not in used:
+                    value = formula.evaluate(other, {n: Poly.symbol(n) for n in names})
+                    if isinstance(value, Poly) or (isinstance(value, int) and value > 0):
+                        to[old] = value
+                        continue
+        left.append(ast.unparse(part))
+    return to, " and ".join(left)
 
 
 def _left_forces(statement: Statement, symbol: str) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +75,44 @@ def test_what_is_false_is_refuted(claim: dict[str, object], decider: Decider) ->
     found = decider.decide(claim)
     assert found.verdict == "refuted", found
     assert found.counterexample
+
+
+MANY = json.loads(Path(__file__).with_name("conjectures.json").read_text(encoding="utf-8"))
+"""Laws of tensors that are true, true under their condition, or false, as `want` says."""
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_many_laws_are_decided(
+    part: int, decider: Decider, count: Callable[[int, int], int]
+) -> None:
+    wrong = [
+        (claim["name"], found.verdict, found.reason or found.counterexample)
+        for claim in MANY[part :: 6 * count(5, 1)]
+        if (found := decider.decide(claim)).verdict != claim["want"]
+    ]
+    assert not wrong
+
+
+def test_what_takes_too_long_is_left_open() -> None:
+    claim = entry({"x": X, "w": ["o", "i", "r", "q"], "v": ["o", "i", "r", "q"]},
+                  conv("x", "w + v", "g", "s", "p"),
+                  f"{conv('x', 'w', 'g', 's', 'p')} + {conv('x', 'v', 'g', 's', 'p')}")  # fmt: skip
+    began = time.process_time()
+    found = Decider(rules={}, seconds=0.02).decide(claim)
+    assert (found.verdict, found.reason) == ("unknown", "not settled in 0.02 s")
+    assert time.process_time() - began < 30
+
+
+def test_equations_in_a_condition_say_what_a_name_is(decider: Decider) -> None:
+    halves = "concat(slice(x, 0, 0, i, 1), slice(x, 0, j, k, 1), axis=0)"
+    found = decider.decide(entry({"x": ["k"]}, halves, "x", **{"if": "i == j and j <= k"}))
+    assert (found.verdict, found.guard[:7]) == ("proven", "i == j ")
+
+
+def test_nothing_is_stated_where_a_side_does_not_exist(decider: Decider) -> None:
+    pairs = "reshape(reshape(x, size=(k//2, 2)), size=(k,))"
+    assert decider.decide(entry({"x": ["k"]}, "x", pairs)).verdict == "proven"
+    assert decider.decide(entry({"x": ["k"]}, "x", f"2 * {pairs}")).verdict == "refuted"
 
 
 def test_guards_say_what_sizes_are_forced_to_be(decider: Decider) -> None:

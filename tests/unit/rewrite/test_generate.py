@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from whet.ir.ops import TABLE
 from whet.rewrite import library
 from whet.rewrite.bank import Bank
 from whet.rewrite.conjecture import Conjecture
+from whet.rewrite.expand import expansions
 from whet.rewrite.generate import Explorer, assembled, generate, tabulated
 from whet.rewrite.guards import guards
 from whet.rewrite.lift import holds, lifted
@@ -55,6 +60,56 @@ def test_generation_is_reproduced_and_resumed(tmp_path: Path, statements: list[s
     assert again.run().lines == first.lines
     found = tabulated(first.lines)
     assert library.parse(library.printed(found)) == found
+
+
+_SCRIPT = """
+from whet.rewrite import library
+from whet.rewrite.expand import expansions
+from whet.rewrite.generate import assembled, generate, tabulated
+from whet.rewrite.scopes import SCOPES, Scope
+tiny = Scope("tiny", 2, ("x[M, K]", "y[M, K]", "s[()]"), ("mul", "concat"))
+whole = Scope("wholes", 0, (), ("square", "silu", "softmax"))
+print(library.printed(tabulated(assembled(generate({})))), end="")
+"""
+
+
+def _generated(scopes: str, seed: int) -> bytes:
+    """What a process of its own generates, with another order of all hashed things."""
+    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+    script = _SCRIPT.replace("{}", scopes)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, check=True
+    )
+    return done.stdout
+
+
+def test_every_process_generates_the_same_bytes() -> None:
+    first, second = (_generated("(whole, tiny)", seed) for seed in (1, 2))
+    assert first == second
+    assert b"mul(x[*B], sigmoid(x))" in first or b"silu(x[*B]) == mul(x, sigmoid(x))" in first
+    assert first.count(b" == ") > 5
+
+
+def test_the_library_is_what_is_generated(count: Callable[[int, int], int]) -> None:
+    """The shipped table, byte for byte; a part that others do not prune in the short form."""
+    if count(0, 1):
+        assert _generated("SCOPES", 3) == library.PLACE.read_bytes()
+    else:
+        assert library.printed(library.entries()).encode() == library.PLACE.read_bytes()
+
+
+def test_what_operators_are_made_of() -> None:
+    found = {s.text for s in expansions(("softmax", "batch_norm", "layer_norm", "linear"))}
+    assert any("exp(sub(x, reshape(amax" in t for t in found)
+    affine = (
+        "batch_norm(x[M, K, N], y[K], z[K], None, None, eps=e) == "
+        "add(mul(x, reshape(rsqrt(add(z, e)), size=(K, 1))), "
+        "reshape(mul(mul(-1, y), rsqrt(add(z, e))), size=(K, 1)))"
+    )
+    assert affine in found
+    assert any("add(mul(layer_norm(x, None, None" in t for t in found)
+    assert not any(t.startswith("linear") for t in found)  # its record sums up products
+    assert all(holds(s, proven) for s in expansions(("silu", "square", "rms_norm")))
 
 
 def test_a_bank_tells_graphs_apart() -> None:
