@@ -330,15 +330,23 @@ def _side_by_side(
 
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
+        served = {p.pid for p in multiprocessing.active_children()}
         lines = manager.Queue()
         futures = {s.name: pool.submit(_explored, s, lines, place, known) for s in scopes}
         left = len(futures)
-        while left:
-            text = lines.get()
-            if text is None:
-                left -= 1
-            else:
-                tell(text)
+        try:
+            while left:
+                text = lines.get()
+                if text is None:
+                    left -= 1
+                else:
+                    tell(text)
+        except BaseException:  # nobody waits for what is being explored: its journal is kept
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process.pid not in served:
+                    process.kill()
+            raise
         return {name: f.result() for name, f in futures.items()}
 
 
