@@ -200,8 +200,8 @@ class _Attempt:
         """A symbolic index that stands for all; all of them where they are few and written out."""
         few = few_positions(node.shape) if reader.written_out else None
         if few is not None:
-            for position in few:
-                yield [*position], frozenset()
+            for place in few:
+                yield [*place], frozenset()
             return
         index: list[Size] = []
         known: Facts = frozenset()
