@@ -2,9 +2,9 @@
 
     capture   the model becomes a Graph                                   whet.capture
     rewrite   proven rules, searched with predicted cost                  whet.rewrite, whet.search
-    kernels   the library kernel of each cluster, by measured time        whet.run.choice
     generate  one C program: groups of operators in tuned kernels         whet.run.fusing, .tuned
     native    or of library calls, in planned memory                      whet.run.native
+    kernels   the library kernel of each cluster, by measured time        whet.run.choice
     engines   or library calls from Python, or one compiled region        whet.run.engine
     measure   everything against the original, in turns; errors against float64
     program   the fastest that is right, or the original                  whet.run.module
@@ -252,17 +252,6 @@ class _Walk:
                 candidates.append(self._steps("rewrites", graph, captured, plain))
             if self.report.stop == str(StopReason.INTERRUPTED):
                 raise KeyboardInterrupt  # the search has kept it to itself: nothing more is begun
-            if "libraries" not in self.disable:
-                with self._phase("kernels"):
-                    self.progress("choosing kernels")
-                    candidates.append(self._steps("kernels", graph, captured, self.chooser))
-                    last, source = variants[-1]
-                    if last and self._left() > 0.5 * self.budget_s:
-                        candidates.append(self._steps(last, source, captured, self.chooser))
-                        new, old = candidates[-2:]
-                        if self._is_slower(new, old, captured):
-                            variants.insert(0, variants.pop())
-            graph = variants[0][1]
             if not self.disable & {"native", "generated"} and self._left() > 1.2 * TUNING_S:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
@@ -273,7 +262,19 @@ class _Walk:
                     for name, variant in self._affordable(variants):
                         name = f"native-{name}" if name else "native"
                         candidates += self._natives(name, variant, captured)
-            if "regions" not in self.disable:
+            if self._left() < 0.25 * self.budget_s and len(candidates) > 2:
+                variants = []  # there are programs already, and most of those are better
+            if "libraries" not in self.disable and variants:
+                with self._phase("kernels"):
+                    self.progress("choosing kernels")
+                    candidates.append(self._steps("kernels", graph, captured, self.chooser))
+                    last, source = variants[-1]
+                    if last and self._left() > 0.5 * self.budget_s:
+                        candidates.append(self._steps(last, source, captured, self.chooser))
+                        new, old = candidates[-2:]
+                        if self._is_slower(new, old, captured):
+                            variants.insert(0, variants.pop())
+            if "regions" not in self.disable and variants:
                 with self._phase("compile"):
                     self.progress("compiling the body")
                     for name, variant in self._affordable(variants):

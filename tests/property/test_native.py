@@ -8,8 +8,9 @@ from bench.fuzz import check, page
 from bench.fuzz.models import model
 
 
-# 418 pads at the end only: an index by itself, and yet out of bounds.
-@pytest.mark.parametrize("seed", [*range(6), 418])
+# 101 selects lanes by a scalar; 110 sees otherwise what it computes again; 418 pads at the end
+# only: an index by itself, and yet out of bounds.
+@pytest.mark.parametrize("seed", [*range(6), 101, 110, 418])
 def test_random_models(seed: int) -> None:
     found = check(model(seed))
     assert not found.wrong, found.reason
@@ -31,8 +32,9 @@ def test_a_model_is_the_same_every_time() -> None:
 
 def test_a_page_tells_what_was_wrong() -> None:
     row = {"seed": 7, "reason": "relative error 1.0e+00"}
-    text = page({"models": 9, "operators": 80, "wrong": 1, "worst": 1e-6, "without": {},
-                 "records": [row]})  # fmt: skip
+    counts = {"models": 9, "operators": 80, "generated": 30, "wrong": 1}
+    text = page({**counts, "worst": 1e-6, "without": {}, "records": [row]})
     assert "9 random models of 80 operators" in text
     assert "1 wrong" in text
+    assert "30 groups of operators in generated kernels" in text
     assert "seed 7: relative error 1.0e+00" in text
