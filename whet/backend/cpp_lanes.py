@@ -199,6 +199,9 @@ class Lanes:
 
     def uniform(self, e: Expr, at: Chunk) -> tuple[str, str]:
         text, kind = self.scalars.text(e, at.domain)
+        large = isinstance(e, Num) and isinstance(e.value, int) and abs(e.value) >= 2**31
+        if large or (isinstance(e, Load) and self.kernel.buffer(e.tensor).dtype == DType.i64):
+            raise Plain  # lanes hold 32 bits
         if at.mask and not all(
             inside(i, n, at.domain)
             for x in ex.loads(e)
