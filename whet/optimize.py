@@ -372,13 +372,14 @@ class _Walk:
         tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
         start = fused(graph.graph, tuner).partition
         yield from self._natives("generated", graph, captured, (start, tuner))
-        seconds = self._left() - 0.35 * self.budget_s
+        seconds = self._left() - TUNING_S - 2  # kernels are tuned as long as that
         if seconds <= 0:
             return
         self.progress("searching a partition")
         journal = Journal()
         found = fused(graph.graph, tuner, Budget(seconds=seconds), journal=journal)
-        self.report.fusion = [f"{reason} -> {move}" for reason, move in found.told]
+        told = (f"{reason} -> {move}" for reason, move in found.told)
+        self.report.fusion = list(dict.fromkeys(told))
         if found.partition.groups != start.groups:
             kept = replace(graph, journals=(*graph.journals, "\n".join(journal.lines) + "\n"))
             yield from self._natives("fused", kept, captured, (found.partition, tuner))
