@@ -70,11 +70,12 @@ class Tiling:
 
 def prepared(kernel: Kernel) -> Draft:
     """A kernel as `core` and `tile` want it: cheap values inlined, and what is done to the elements
-    of a result in one nest."""
+    of a result in one nest, by loops of their own for groups and for channels within them."""
     d = Draft(kernel)
     inline(d)
     while _elementwise(d):
         pass
+    _apart(d)
     return d
 
 
@@ -93,6 +94,19 @@ def _elementwise(d: Draft) -> bool:
             d.take(tried)
             return True
     return False
+
+
+def _apart(d: Draft) -> None:
+    """A loop that reads a sum by digits of its variable (channels of groups) becomes two."""
+    for loop in [s for s in d.kernel.body if isinstance(s, Loop)]:
+        for leaf, _, _ in leaves((loop,)):
+            for x in ex.loads(leaf.value):
+                if not isinstance(leaf, Store) or not d.kernel.buffer(x.tensor).is_scratch:
+                    continue
+                for i in x.index:
+                    match i:
+                        case ex.Call("%", (ex.Index(var), ex.Num(int(n)))):
+                            d.split(var, n)
 
 
 def tilings(c: Core, target: Target, held: int = 1) -> list[Tiling]:

@@ -43,7 +43,7 @@ from whet.run.measure import interleaved
 from whet.search import Budget
 from whet.store import Store
 
-KIND = "schedule-5"
+KIND = "schedule-6"
 LIBRARY = "library"
 PASS_S = 0.02  # seconds of timing for each draft of a cluster and pass
 HOPELESS = 1.5  # times the fastest, from which on a draft is slow

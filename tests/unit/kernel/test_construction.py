@@ -155,6 +155,14 @@ def test_a_window_slides_without_a_copy(name: str, size: int, taps: int, stride:
         np.testing.assert_allclose(run(d.kernel, arrays)["y0"], want, rtol=1e-10, atol=1e-12)
 
 
+def test_groups_of_channels_are_tiles() -> None:
+    """Vectors run along the channels of a group: its loop is one of the result's."""
+    k = naive(CASES["grouped"])
+    for d in drafts(k, frozenset({"x1", "x2"}), NARROW):
+        assert d.name[0].isdigit()
+        assert {b.role for b in d.kernel.scratch if b.name.startswith("t")} == {"register"}
+
+
 def test_few_drafts_are_made() -> None:
     for name in CASES:
         assert len(drafts(naive(CASES[name]), frozenset({"x1", "x2"}), NARROW)) <= 4, name
