@@ -1,7 +1,7 @@
 """`whet bench --suite rewrites`: what rewriting is worth, the kernels and backends being the same.
 
     --part cost          predicted cost alone: nothing is compiled or timed
-    --part time          measured time alone
+    --part time          measured time alone, with all rules that are shipped
     --through "CMD …"    what the process that measures is started through, once all is compiled
 
 A record is one model. `cost_s` has predicted seconds of the graph as it was captured, of what the
@@ -131,7 +131,10 @@ def _times(name: str, model: Any, args: argparse.Namespace) -> dict[str, Any]:
     chooser = Chooser(store, Machine.detect())
     graphs, facts = {"plain": graph}, {}
     with torch.no_grad():
-        for which, rules in (("rewritten", Rules()), ("generated", generated())):
+        searched = {"rewritten": Rules(), "generated": generated()}
+        if args.part == "time":
+            del searched["generated"]
+        for which, rules in searched.items():
             budget = Budget(seconds=SEARCH_S, clock=time.process_time)
             watch = Stopwatch(chooser, 2 * args.budget, store)
             best, *_ = rewritten(graph, store, budget, watch=watch, rules=rules)
@@ -182,8 +185,9 @@ def programs(
     from whet.backend.lowered import lower
 
     seen: dict[str, str] = {}
-    for which in ("plain", "rewritten", "generated"):
-        text = (place / f"{which}.txt").read_text(encoding="utf-8")
+    files = [place / f"{which}.txt" for which in ("plain", "rewritten", "generated")]
+    for file in filter(Path.exists, files):
+        which, text = file.stem, file.read_text(encoding="utf-8")
         graph = parse_graph(text, captured.graph.constants)
         if seen.setdefault(graph.digest, which) != which:
             continue
@@ -268,12 +272,17 @@ def _time_table(result: Mapping[str, Any]) -> str:
     for r in result["records"]:
         for engine, row in r.get("engines", {}).items():
             cells = {w: row.get(w) for w in ("plain", "rewritten", "generated")}
-            gains = [f"{c['ratio']:.2f}x" if c and "ratio" in c
-                     else "unchanged" if r["same"][w] == "plain" else "the same graph"
-                     for w, c in cells.items()]  # fmt: skip
+            gains = [_gain(cell, r["same"].get(w, "")) for w, cell in cells.items()]
             times = [f"{1e3 * c['median_s']:.3f} ms" if c else "" for c in cells.values()]
             rows.append([r["model"], engine, *times, gains[1], gains[2]])
     return aligned(rows, left=(0, 1)) + "\n" if len(rows) > 1 else ""
+
+
+def _gain(cell: Mapping[str, Any] | None, same: str) -> str:
+    """How much faster than the captured graph, or which other graph it is."""
+    if cell and "ratio" in cell:
+        return f"{cell['ratio']:.2f}x"
+    return {"": "", "plain": "unchanged"}.get(same, "the same graph")
 
 
 if __name__ == "__main__":
