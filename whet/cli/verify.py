@@ -72,6 +72,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         places[step.name] += len(step.places)
     for name, count in places.most_common():
         rows.append(["proven", f"{name}, at {table.counted(count, 'place')}"])
+    guards = dict.fromkeys(g for step in steps for p in step.places for g in p.assumes)
+    rows += [["assumed", f"{guard}, of the sizes that are open"] for guard in guards]
     total = table.counted(sum(places.values()), "rewrite")
     effort = f"{table.counted(len(steps), 'step')}, {prover.queries} solver queries"
     rows.append(["verified", f"{total} in {effort}: the source graph becomes the saved one"])

@@ -3,8 +3,8 @@
     certificate := (step | derivation) *           one line of JSON each
     step        := before, after, place +          applied at once
     derivation  := see whet.rewrite.derivation     what equality saturation found
-    place       := conjecture, form, tensors, scope, roots, literals, flipped, backward, guard
-                                                   nodes by digest
+    place       := conjecture, form, tensors, scope, roots, literals, flipped, backward, guard,
+                   assumes                         nodes by digest
 
 `verify_certificate` needs the original graph and nothing that the optimizer found out: each
 statement is parsed and proven again, each left side built from the bindings and compared with what
@@ -21,7 +21,8 @@ from typing import Any, Protocol
 
 from whet.errors import WhetError
 from whet.ir.graph import Graph, Node
-from whet.ir.types import DType
+from whet.ir.text import parse_size
+from whet.ir.types import DType, Poly
 from whet.rewrite.conjecture import Conjecture, Form, Statement
 from whet.rewrite.formula import names
 from whet.rewrite.match import Match, apply_matches
@@ -52,6 +53,11 @@ class Place:
     def name(self) -> str:
         """The rule's name."""
         return self.statement.conjecture.name
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        """What must hold of symbolic sizes, as comparisons of them."""
+        return tuple(self.bindings["assumes"])
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -229,11 +235,12 @@ def place_of(m: Match) -> Mapping[str, Any]:
     return {
         "roots": [n.digest for n in m.roots],
         "tensors": {k: n.digest if n is not None else None for k, n in m.tensors.items()},
-        "scope": dict(m.scope),
+        "scope": {k: _plain(v) for k, v in m.scope.items()},
         "own": {str(order[p]): n.digest for p, n in m.own.items()},
         "flipped": sorted(order[p] for p in m.flipped),
         "backward": m.backward,
         "guard": guard_of(m),
+        "assumes": list(m.assumes or ()),
     }
 
 
@@ -265,8 +272,22 @@ def matched(rule: Rule, place: Mapping[str, Any], nodes: Mapping[str, Node]) -> 
         raise CertificateError(
             "another guard than the rule's", expected=guard_of(match), got=place["guard"]
         )
+    if list(match.assumes or ()) != place["assumes"]:
+        raise CertificateError(
+            "another assumption on sizes than the rule's",
+            expected=list(match.assumes or ()), got=place["assumes"],
+        )  # fmt: skip
     return match
 
 
+def _plain(value: object) -> Any:
+    """Symbolic sizes as text in a row of their own; `_tuples` reads it back."""
+    if isinstance(value, Poly):
+        return {"size": str(value)}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
 def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return parse_size(value["size"])
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -30,6 +31,9 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[..., bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.In: lambda a, b: a in b,
 }  # fmt: skip
+_ORDER: Mapping[type[ast.cmpop], tuple[bool, int]] = {
+    ast.Lt: (True, 1), ast.LtE: (True, 0), ast.Gt: (False, 1), ast.GtE: (False, 0),
+}  # fmt: skip
 _FUNCTIONS: Mapping[str, Callable[..., object]] = {
     "sum": sum, "tuple": tuple, "range": range, "len": len,
     "min": min, "max": max, "sorted": lambda xs: tuple(sorted(xs)),
@@ -42,6 +46,67 @@ class ConjectureError(WhetError):
 
 class Unbound(ConjectureError):
     """A name that a formula needs and the scope does not have."""
+
+
+class Undecided(ConjectureError):
+    """A comparison of symbolic sizes that is true for some of them; `got` is it, as text."""
+
+
+def assumed(test: ast.expr | None, scope: Scope) -> tuple[str, ...] | None:
+    """What must be assumed of symbolic sizes for a condition to hold, as comparisons of them; ()
+    where it holds for all, None where it does not hold.
+
+    >>> from whet.ir.types import Poly
+    >>> test = ast.parse("s <= t and t <= u", mode="eval").body
+    >>> assumed(test, {"s": 0, "t": 3, "u": Poly.symbol("n")})
+    ('3 <= n',)
+    >>> assumed(test, {"s": 4, "t": 3, "u": Poly.symbol("n")}) is None
+    True
+    """
+    match test:
+        case None:
+            return ()
+        case ast.BoolOp(ast.And(), values):
+            parts = [assumed(v, scope) for v in values]
+        case ast.Compare(left, [_, _, *_] as ops, rest):
+            pairs = zip((left, *rest), ops, rest, strict=False)
+            parts = [assumed(ast.Compare(a, [op], [b]), scope) for a, op, b in pairs]
+        case _:
+            try:
+                return () if evaluate(test, scope) is True else None
+            except Undecided as fault:
+                return (str(fault.got),)
+    if any(p is None for p in parts):
+        return None
+    return tuple(dict.fromkeys(text for p in parts if p is not None for text in p))
+
+
+def _compared(op: ast.cmpop, a: object, b: object) -> bool:
+    """A comparison; sizes are positive integers, and a symbolic one is never 1.
+
+    Raises:
+        Undecided: it depends on the sizes.
+    """
+    if type(op) not in _ORDER or not (isinstance(a, Poly) or isinstance(b, Poly)):
+        return _COMPARE[type(op)](a, b)
+    less, strict = _ORDER[type(op)]
+    gap = Poly.of(b) - Poly.of(a) if less else Poly.of(a) - Poly.of(b)  # type: ignore[arg-type]
+    if _least(gap) >= strict:
+        return True
+    if _least(-gap) >= 1 - strict:
+        return False
+    sign = ("<" if less else ">") + ("" if strict else "=")
+    raise Undecided("a comparison depends on symbolic sizes", got=f"{a} {sign} {b}")
+
+
+def _least(gap: Size) -> float:
+    """A bound that a size does not go below, each symbol being 2 or more."""
+    total = 0.0
+    for monomial, n in Poly.of(gap).terms:
+        if n < 0 and monomial:
+            return -math.inf
+        total += n * 2 ** sum(isinstance(atom, str) for atom in monomial) if monomial else n
+    return total
 
 
 def evaluate(e: ast.expr, scope: Scope) -> object:
@@ -79,9 +144,7 @@ def evaluate(e: ast.expr, scope: Scope) -> object:
             return all(results) if isinstance(op, ast.And) else any(results)
         case ast.Compare(left, ops, rest) if all(type(o) in _COMPARE for o in ops):
             found = [evaluate(x, scope) for x in (left, *rest)]
-            return all(
-                _COMPARE[type(o)](a, b) for o, a, b in zip(ops, found, found[1:], strict=False)
-            )
+            return all(_compared(o, a, b) for o, a, b in zip(ops, found, found[1:], strict=False))
         case ast.Subscript(value, index):
             return _sequence(evaluate(value, scope))[_integer(evaluate(index, scope))]
         case ast.IfExp(test, then, other):

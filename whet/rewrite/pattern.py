@@ -320,7 +320,7 @@ def finish(
         scope[conjecture.width_name] = width
     statement = Statement(conjecture, form)
     try:
-        if statement.holds(scope) is not True:
+        if formula.assumed(statement.conjecture.condition, scope) is None:
             return None
     except ConjectureError:
         return None

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -37,6 +37,8 @@ from whet.rewrite.rule import Floating
 from whet.rewrite.syntax import Apply, Pattern
 from whet.search import Budget, StopReason
 
+Admit = Callable[[Match], bool]
+
 MATCHES = 4000  # of one way in one round
 REST = 3  # rounds that a way sits out when it had more
 
@@ -49,6 +51,7 @@ class Saturation:
         classes: the e-graph.
         ways: what is applied.
         prover: says which statements hold.
+        admit: says which matches may be used of those that hold over the reals.
         equations: what was applied, by number; the reasons in `classes`.
         counts: equations by rule.
         refused: matches that were none, by reason.
@@ -60,6 +63,7 @@ class Saturation:
     classes: EGraph
     ways: Sequence[Way]
     prover: Prover = field(default_factory=Prover)
+    admit: Admit | None = None
     equations: list[Match] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -206,7 +210,7 @@ class Saturation:
             reason = match.unfounded()
         except (WhetError, ArithmeticError) as fault:
             reason = str(fault.args[0]) if fault.args else "a side cannot be built"
-        if reason is None and is_risky(match):
+        if reason is None and not (self.admit or is_safe)(match):
             reason = f"{match.rule.proof.floating} in {match.dtype.name}"
         if reason is not None:
             self.refused[reason] += 1
@@ -260,10 +264,10 @@ class Saturation:
         return [self.equations[k] for k in sorted(kept)]
 
 
-def is_risky(match: Match) -> bool:
-    """Whether a rule that may overflow or cancel would be applied in half precision."""
+def is_safe(match: Match) -> bool:
+    """Whether a match is no rule that may overflow or cancel in half precision."""
     risky = match.rule.proof.floating in (Floating.CANCELLING, Floating.OVERFLOW_RISK)
-    return risky and match.dtype in (DType.f16, DType.bf16)
+    return not (risky and match.dtype in (DType.f16, DType.bf16))
 
 
 def _depth(way: Way) -> int:

@@ -28,7 +28,7 @@ from whet.rewrite.extract import Extraction, extract
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
 from whet.rewrite.region import Region, instances, is_known, regions
-from whet.rewrite.saturate import Saturation
+from whet.rewrite.saturate import Admit, Saturation, is_safe
 from whet.rewrite.space import RewriteSpace
 from whet.search import Budget, Cost, Greedy, StopReason, search
 
@@ -184,12 +184,14 @@ def solve(
     limits: Limits | None = None,
     known: Callable[[Node], bool] = is_known,
     both: bool = False,
+    admit: Admit = is_safe,
 ) -> Solution:
     """The cheapest graph that proven rules lead to, region by region.
 
     Args:
         known: whether a leaf is known ahead of time. In a joint training graph parameters are not.
         both: rules are read in both directions.
+        admit: says which matches may be used of those that hold over the reals.
     """
     solved: list[Solved] = []
     try:
@@ -197,7 +199,9 @@ def solve(
             if budget.stop() is not None:
                 break
             solved.append(
-                _region(region, rules, pricing, prover, budget, limits or Limits(), known, both)
+                _region(
+                    region, rules, pricing, prover, budget, limits or Limits(), known, both, admit
+                )
             )
     except KeyboardInterrupt:
         budget.cancel()
@@ -236,7 +240,7 @@ def by_rules(
         names: of the rules whose equations may be used.
     """
     start = answer.region.graph
-    grown = Saturation(EGraph(start.nodes), ())
+    grown = Saturation(EGraph(start.nodes), (), admit=lambda match: True)  # they were admitted
     for match in answer.equations:
         if match.rule.name in names:
             grown.apply(match)
@@ -254,10 +258,11 @@ def _region(
     limits: Limits,
     known: Callable[[Node], bool],
     both: bool,
+    admit: Admit,
 ) -> Solved:
     start = region.graph
     found = Solved(region)
-    grown = Saturation(EGraph(start.nodes), ways(rules.values(), both=both), prover)
+    grown = Saturation(EGraph(start.nodes), ways(rules.values(), both=both), prover, admit)
     searched = _best_first(start, rules, pricing, prover, budget, limits, grown)
     if len(start.nodes) <= FITS:
         found.stop = grown.run(budget.part(nodes=limits.nodes), rounds=limits.rounds)
@@ -324,7 +329,9 @@ def _best_first(
     grown: Saturation,
 ) -> Graph:
     """What the best-first search makes of a region; its matches become equations."""
-    space = RewriteSpace(start, pricing.graph, prover, rules, single=False)
+    space = RewriteSpace(
+        start, pricing.graph, prover, rules, single=False, admit=grown.admit or is_safe
+    )
     try:
         outcome = search(space, Greedy(), budget.part(candidates=limits.candidates))
     except WhetError:

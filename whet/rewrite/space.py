@@ -21,7 +21,7 @@ from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.match import Match, apply_matches
 from whet.rewrite.pattern import matches
 from whet.rewrite.prove import Prover
-from whet.rewrite.saturate import is_risky
+from whet.rewrite.saturate import Admit, is_safe
 from whet.search import Budget, Candidate, Cost, Refutation, Scored
 
 
@@ -48,6 +48,7 @@ class RewriteSpace:
         prover: remembers what was proven; a new one by default.
         conjectures: what may be used, if it can be proven; all that are shipped by default.
         single: also propose each group of matches alone, besides all of a rule together.
+        admit: says which matches may be used of those that hold over the reals.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class RewriteSpace:
         conjectures: Mapping[str, Conjecture] = CONJECTURES,
         *,
         single: bool = True,
+        admit: Admit = is_safe,
     ) -> None:
         self.graph = graph
         self.price = price
         self.prover = prover or Prover()
         self.conjectures = conjectures
         self.single = single
+        self.admit = admit
         self._reached: dict[Graph, tuple[Graph, Move]] = {}
 
     def start(self) -> Graph:
@@ -114,7 +117,7 @@ class RewriteSpace:
         return tuple(step for *_, step in self.path(graph))
 
     def _moves(self, graph: Graph, conjecture: Conjecture) -> Iterator[Move]:
-        found = [m for m in matches(graph, conjecture, self.prover) if not is_risky(m)]
+        found = [m for m in matches(graph, conjecture, self.prover) if self.admit(m)]
         if not found:
             return
         yield Move(tuple(found))

@@ -137,15 +137,16 @@ def parts(graph: Graph, group: Iterable[Match], places: Sequence[str]) -> Iterat
     body = body_nodes(graph)
     found: dict[tuple[str, str], tuple[Match, Graph, Graph, list[str]]] = {}
     for m, place in zip(group, places, strict=True):
-        before, after = _closed(m, body)
+        before, after = sides(m, body)
         row = found.setdefault((before.digest, after.digest), (m, before, after, []))
         row[-1].append(place)
     for m, before, after, where in found.values():
         yield Part((m.rule.name,), before, after, tuple(where))
 
 
-def _closed(m: Match, body: frozenset[Node]) -> tuple[Graph, Graph]:
-    """A match's two sides over leaves for what it binds."""
+def sides(m: Match, body: frozenset[Node]) -> tuple[Graph, Graph]:
+    """A match's two sides over leaves for what it binds: inputs for what is in `body`, parameters
+    for the rest."""
     new: dict[Node, Node] = {}
     inputs: list[Node] = []
     for n in dict.fromkeys(n for n in m.tensors.values() if n is not None):
@@ -154,7 +155,7 @@ def _closed(m: Match, body: frozenset[Node]) -> tuple[Graph, Graph]:
         kind = "input" if n in body else "parameter"
         new[n] = leaf(kind, f"{kind[0]}{len(new)}", n.type)
         inputs += [new[n]] if n in body else []
-    sides = []
+    found = []
     for roots in (m.left, m.right):
         stack = [(r, False) for r in roots]
         while stack:
@@ -166,5 +167,5 @@ def _closed(m: Match, body: frozenset[Node]) -> tuple[Graph, Graph]:
                 continue
             stack.append((n, True))
             stack += [(a, False) for a in n.operands]
-        sides.append(Graph(tuple(inputs), tuple(new[r] for r in roots)))
-    return sides[0], sides[1]
+        found.append(Graph(tuple(inputs), tuple(new[r] for r in roots)))
+    return found[0], found[1]

@@ -55,14 +55,19 @@ class Oracle:
                     raise
                 self.expected = list(exact())
         self.error = relative_error(own, self.expected)
-        floats = [t.dtype for t in own if t.dtype.is_floating_point]
-        precise = min((torch.finfo(d).eps for d in floats), default=0.0)
-        self.allowed = max(WORSE * self.error, min(_ULPS * precise, _LEAST))
+        self.allowed = allowed(self.error, own)
 
     def judge(self, results: Any) -> tuple[float, bool]:
         """Relative error of a return value, and whether it may stand for the original's."""
         error = relative_error(_tensors(results), self.expected)
         return error, error <= self.allowed
+
+
+def allowed(error: float, results: Sequence[Tensor]) -> float:
+    """The error that may stand for the original's, given that and results in its precision."""
+    floats = [t.dtype for t in results if t.dtype.is_floating_point]
+    precise = min((torch.finfo(d).eps for d in floats), default=0.0)
+    return max(WORSE * error, min(_ULPS * precise, _LEAST))
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

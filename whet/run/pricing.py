@@ -27,9 +27,14 @@ BYTES = 6e10  # bytes a second of main memory
 CALL_S = 2e-6  # seconds of one library call, its work aside
 
 
-def predicted(graph: Graph) -> Cost:
-    """Predicted cost of one run of `graph`, which must be of concrete shapes."""
-    body = body_nodes(graph)
+def predicted(graph: Graph, training: bool = False) -> Cost:
+    """Predicted cost of one run of `graph`.
+
+    Args:
+        training: parameters change with every run, so that nothing is computed ahead of time but
+            what constants alone decide.
+    """
+    body = _trained(graph) if training else body_nodes(graph)
     seconds = moved = 0.0
     for node in graph.nodes:
         if node in body and not node.is_leaf and node.op not in VIEWS and node.op != "item":
@@ -41,9 +46,17 @@ def predicted(graph: Graph) -> Cost:
 @functools.lru_cache(maxsize=65536)
 def _node(node: Node) -> tuple[float, float]:
     cost = node_cost(node)
-    assert isinstance(cost.flops, int)
-    assert isinstance(cost.bytes, int)
-    return max(cost.flops / FLOPS, cost.bytes / BYTES) + CALL_S, float(cost.bytes)
+    flops, moved = _number(cost.flops), _number(cost.bytes)
+    return max(flops / FLOPS, moved / BYTES) + CALL_S, moved
+
+
+def _trained(graph: Graph) -> frozenset[Node]:
+    """Nodes that depend on an input or a parameter."""
+    found: set[Node] = set()
+    for n in graph.nodes:
+        if n.op in ("input", "parameter", "opaque") or any(a in found for a in n.operands):
+            found.add(n)
+    return frozenset(found)
 
 
 CHANNELS_LAST = "channels-last"
@@ -80,20 +93,25 @@ def offers(cluster: Graph) -> list[Offer]:
     return [Offer(moved), Offer(cost, last.reads, last.out)]
 
 
-def pricing(graph: Graph) -> Pricing:
-    """Prices for the regions of a graph: between them images lie as its convolutions want them."""
+def pricing(graph: Graph, training: bool = False) -> Pricing:
+    """Prices for the regions of a graph: between them images lie as its convolutions want them.
+
+    Args:
+        training: as in `predicted`.
+    """
     convolves = any(n.op in IMAGES for n in graph.nodes)
 
     def border(type: TensorType) -> str:
         image = convolves and len(type.shape) == 4 and type.dtype.is_float
         return CHANNELS_LAST if image else ROWS
 
-    return Pricing(offers, predicted, border, converted)
+    whole = functools.partial(predicted, training=training)
+    return Pricing(offers, whole, border, converted)
 
 
 def converted(type: TensorType, before: str, after: str) -> Cost:
     """What it costs to copy a value from one layout to another."""
-    size = float(type.nbytes) if isinstance(type.nbytes, int) else 0.0
+    size = _number(type.nbytes)
     return Cost(2 * size / BYTES + CALL_S, 2 * size, Source.PREDICTED)
 
 

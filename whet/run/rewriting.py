@@ -13,11 +13,12 @@ go on to be compiled and measured, the one without any rewrite among them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from whet.ir.graph import Graph
+from whet.ir.graph import Graph, Node
 from whet.ir.text import parse_graph, print_graph
 from whet.rewrite.certificate import Line
 from whet.rewrite.conjecture import Conjecture
@@ -27,10 +28,11 @@ from whet.rewrite.ematch import ways
 from whet.rewrite.library import library
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
-from whet.rewrite.region import instances
+from whet.rewrite.region import instances, is_known
 from whet.rewrite.saturate import Saturation
-from whet.rewrite.solve import Solved, by_rules, composed, solve
+from whet.rewrite.solve import Pricing, Solved, by_rules, composed, solve
 from whet.rewrite.space import RewriteSpace
+from whet.run.admission import Admission
 from whet.run.gains import Part, Stopwatch, fastest, is_slower, parts
 from whet.run.modules import module_of, pattern
 from whet.run.pricing import predicted, pricing
@@ -40,6 +42,10 @@ from whet.store import Store
 
 RULES = ("saturation", *(c.text for c in CONJECTURES.values()))
 """Texts of all rules: what a search depends on."""
+
+CLEAR = 0.95
+"""Share of a region's predicted cost, below which an answer stays unless it is measured slower; one
+that gains less must be measured faster."""
 
 _DOUBTFUL = ("merge", "hoist", "associate", "compose", "distribute", "add linears")
 SURE = {n: c for n, c in CONJECTURES.items() if not n.startswith(_DOUBTFUL)}
@@ -101,6 +107,12 @@ class Rewritten:
     regions: tuple[Solved, ...] = ()
 
     @property
+    def guards(self) -> tuple[str, ...]:
+        """What the steps assume of symbolic sizes, as comparisons of them; () where sizes are
+        numbers, or where it holds for all."""
+        return tuple(dict.fromkeys(g for s in self.steps for p in s.places for g in p.assumes))
+
+    @property
     def certificate(self) -> tuple[str, ...]:
         """One line a step."""
         return tuple(map(str, self.steps))
@@ -138,6 +150,7 @@ def rewritten(
     *,
     watch: Stopwatch | None = None,
     rules: Rules | None = None,
+    training: bool = False,
 ) -> list[Rewritten]:
     """The graphs worth compiling: all rules first, then without those in doubt, then without any,
     as far as these differ.
@@ -145,19 +158,21 @@ def rewritten(
     Args:
         watch: times the parts that change; without one predictions decide.
         rules: that may be used; all that are shipped by default.
+        training: the graph is a training step: parameters change from run to run, so nothing that
+            depends on them is free.
     """
     rules = rules or Rules()
     prover = Prover(Proofs(store))
     plain = Rewritten(graph)
-    folded, found = _searched(plain, rules.sure, prover, budget)
+    folded, found = _searched(plain, rules.sure, prover, budget, training)
     if folded.stop == str(StopReason.INTERRUPTED):  # who stops one search has not asked for another
         return [folded]
     if watch is not None:
         gains, slow = _timed(found, watch)
         if slow:
-            folded, _ = _searched(plain, rules.without(slow).sure, prover, budget)
+            folded, _ = _searched(plain, rules.without(slow).sure, prover, budget, training)
         folded = replace(folded, gains=tuple(gains))
-    best = _solved(folded, rules, prover, budget, watch)
+    best = _solved(folded, rules, prover, budget, watch, training)
     return list({r.graph.digest: r for r in (plain, folded, best)}.values())[::-1]
 
 
@@ -167,13 +182,16 @@ def _solved(
     prover: Prover,
     budget: Budget,
     watch: Stopwatch | None,
+    training: bool,
 ) -> Rewritten:
+    prices = pricing(start.graph, training)
     solution = solve(
-        start.graph, rules.every, pricing(start.graph), prover, budget, both=rules.both
-    )
+        start.graph, rules.every, prices, prover, budget, both=rules.both, admit=Admission(),
+        known=_is_constant if training else is_known,
+    )  # fmt: skip
     stops = {s.stop for s in solution.regions if s.stop is not None}
     stop = budget.stop() or (StopReason.BUDGET if StopReason.BUDGET in stops else None)
-    gains = [g for s in solution.regions for g in _chosen(s, start.graph, watch)]
+    gains = [g for s in solution.regions for g in _chosen(s, start.graph, watch, prices)]
     last = replace(
         start, stop=str(stop or StopReason.SATURATED), gains=(*start.gains, *gains)
     )  # fmt: skip
@@ -210,7 +228,7 @@ def regrown(journal: str, prover: Prover, rules: Rules | None = None) -> tuple[G
     begin = next((k for k, row in enumerate(rows) if row.startswith("{")), len(rows))
     region = parse_graph("\n".join(rows[:begin]))
     grown = Saturation(
-        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover
+        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover, Admission()
     )  # fmt: skip
     grown.replay(rows[begin:])
     return region, grown
@@ -237,7 +255,13 @@ def places_of(answer: Solved, graph: Graph) -> list[str]:
     return found
 
 
-def _chosen(answer: Solved, graph: Graph, watch: Stopwatch | None) -> Iterator[Gain]:
+def _is_constant(leaf: Node) -> bool:
+    return leaf.op == "constant"
+
+
+def _chosen(
+    answer: Solved, graph: Graph, watch: Stopwatch | None, prices: Pricing
+) -> Iterator[Gain]:
     """Take the option that was measured fastest, none where the region itself was; what each of
     its rules is worth alone, and all together."""
     if answer.option is None or watch is None:
@@ -248,7 +272,8 @@ def _chosen(answer: Solved, graph: Graph, watch: Stopwatch | None) -> Iterator[G
     if timings is None:
         yield Gain(", ".join(names), where, count, math.nan, math.nan)
         return
-    best = fastest(timings, 1)
+    sure = answer.after.seconds < CLEAR * answer.before.seconds
+    best = fastest(timings, 1 if sure else 0)
     took = timings[best or 1].median_s
     answer.taken = best - 1 if best else None
     kept = best > 0
@@ -256,7 +281,7 @@ def _chosen(answer: Solved, graph: Graph, watch: Stopwatch | None) -> Iterator[G
         names, where = tuple(answer.rules), pattern(places_of(answer, graph))
     if len(names) > 1:
         for name in names:
-            alone = by_rules(answer, {name}, pricing(graph)) if kept else None
+            alone = by_rules(answer, {name}, prices) if kept else None
             times = watch.times(start, alone.graph) if alone is not None else None
             if times is not None:
                 yield Gain(name, where, count, times[0].median_s, times[1].median_s)
@@ -281,17 +306,25 @@ def _timed(found: Sequence[Part], watch: Stopwatch) -> tuple[list[Gain], set[str
 
 
 def space_of(
-    graph: Graph, rules: Mapping[str, Conjecture], prover: Prover | None = None
+    graph: Graph,
+    rules: Mapping[str, Conjecture],
+    prover: Prover | None = None,
+    training: bool = False,
 ) -> RewriteSpace:
     """The space that is searched from `graph`; a new one replays the search's journal."""
-    return RewriteSpace(graph, predicted, prover, rules, single=False)
+    price = functools.partial(predicted, training=training)
+    return RewriteSpace(graph, price, prover, rules, single=False, admit=Admission())
 
 
 def _searched(
-    start: Rewritten, rules: Mapping[str, Conjecture], prover: Prover, budget: Budget
+    start: Rewritten,
+    rules: Mapping[str, Conjecture],
+    prover: Prover,
+    budget: Budget,
+    training: bool = False,
 ) -> tuple[Rewritten, list[Part]]:
     """What the best-first search leads to, step by step, and the parts that it changed."""
-    space = space_of(start.graph, rules, prover)
+    space = space_of(start.graph, rules, prover, training)
     journal = Journal()
     outcome = search(space, Greedy(), budget.part(), journal)
     best, now = outcome.best.state, start
