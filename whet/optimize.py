@@ -52,6 +52,7 @@ from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
 from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
+from whet.run.timetable import improved
 from whet.run.tuned import Tuner
 from whet.run.untouched import untouched
 from whet.search import Budget, Journal, StopReason
@@ -75,6 +76,7 @@ NOTES = {
     "native-unrewritten": "the same, without rewrites",
     "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
     "fused": "the same, groups found by a search that hears what their kernels say",
+    "tuned": "the same, with schedules that were searched for",
 }
 TUNING_S = 25.0  # seconds that tuning leaves for what comes after it
 
@@ -89,6 +91,7 @@ def optimize(
     strict: bool = False,
     store: Store | None = None,
     disable: Collection[str] = (),
+    tune_s: float = 0.0,
     progress: Callable[[str], None] | None = None,
 ) -> Optimized:
     """Find a faster program for a module, for inputs like these.
@@ -104,6 +107,9 @@ def optimize(
             that the program is not for later.
         store: where measured choices and finished programs are kept; the user's own by default.
         disable: any of "rewrites", "libraries", "regions", "native", "generated".
+        tune_s: seconds to spend, beyond `budget_s`, on searching schedules of the program's
+            kernels; with 0 they have the best of a few drafts, or what tuning has found before.
+            Else no program is taken from the store as a whole.
         progress: called with a line now and then.
 
     Returns:
@@ -122,7 +128,7 @@ def optimize(
     args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     walk = _Walk(
         model, args, dict(kwargs or {}), budget_s, strict, store or Store.open(),
-        frozenset(disable), progress or (lambda line: None), captured,
+        frozenset(disable), progress or (lambda line: None), captured, tune_s,
     )  # fmt: skip
     with torch.no_grad(), untouched(model, args, kwargs):
         return walk.run()
@@ -166,6 +172,7 @@ class _Walk:
     disable: frozenset[str]
     progress: Callable[[str], None]
     captured: Captured | None = None
+    tune_s: float = 0.0
     machine: Machine = field(default_factory=Machine.detect)
     report: Report = field(default_factory=Report)
     began: float = field(default_factory=time.monotonic)
@@ -183,7 +190,7 @@ class _Walk:
             oracle = self._oracle(captured)
         place = recall.place(captured.graph, self.machine, self.disable, RULES)
         with self._phase("recall"):
-            best = self._recalled(place, captured, oracle)
+            best = None if self.tune_s else self._recalled(place, captured, oracle)
         if best is None:
             best = self._searched(captured, oracle)
             self._describe(best)
@@ -252,7 +259,8 @@ class _Walk:
                 candidates.append(self._steps("rewrites", graph, captured, plain))
             if self.report.stop == str(StopReason.INTERRUPTED):
                 raise KeyboardInterrupt  # the search has kept it to itself: nothing more is begun
-            if not self.disable & {"native", "generated"} and self._left() > 1.2 * TUNING_S:
+            wanted = self._left() > 1.2 * TUNING_S or self.tune_s > 0
+            if not self.disable & {"native", "generated"} and wanted:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
                     candidates += self._generated(graph, captured)
@@ -372,6 +380,8 @@ class _Walk:
         tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
         start = fused(graph.graph, tuner).partition
         yield from self._natives("generated", graph, captured, (start, tuner))
+        if self.tune_s > 0:
+            yield from self._improved(graph, captured, start, tuner)
         seconds = self._left() - TUNING_S - 2  # kernels are tuned as long as that
         if seconds <= 0:
             return
@@ -383,6 +393,18 @@ class _Walk:
         if found.partition.groups != start.groups:
             kept = replace(graph, journals=(*graph.journals, "\n".join(journal.lines) + "\n"))
             yield from self._natives("fused", kept, captured, (found.partition, tuner))
+
+    def _improved(
+        self, graph: Rewritten, captured: Captured, groups: Partition, tuner: Tuner
+    ) -> Iterator[_Candidate]:
+        """The same program with kernels whose schedules were searched for, where that helped."""
+        budget = Budget(seconds=self.tune_s)
+        self.report.tuned, stop = improved(tuner, budget, progress=self.progress)
+        self.began += min(time.monotonic() - self.began, self.tune_s)  # beyond the walk's budget
+        if stop is StopReason.INTERRUPTED:
+            self.report.stop = str(stop)
+        if any(t.after_s < t.before_s for t in self.report.tuned):
+            yield from self._natives("tuned", graph, captured, (groups, tuner))
 
     def _natives(
         self,
@@ -449,7 +471,8 @@ class _Walk:
             if not oracle.judge(self._result(found.program, captured))[1]:
                 return None
         before = Report.from_json(found.report)
-        for name in ("stages", "rewrites", "gains", "blames", "kernels", "engine", "stop"):
+        names = ("stages", "rewrites", "gains", "tuned", "blames", "kernels", "engine", "stop")
+        for name in names:
             setattr(self.report, name, getattr(before, name))
         self.recalls += 1
         steps = tuple(map(certificate.parse, found.plan.rewrites))

@@ -1,6 +1,8 @@
 """`whet bench --suite tuning`: how few trials a search needs, replayed over recorded tables.
 
     --part gpu      tuning spaces of GPU kernels that others have measured exhaustively
+    --part cpu      how well the cost model ranks schedules of tasks and of families of operators
+                    that it has not seen, over the tables recorded here
 
 A record is one search on one table: `median_s`, the median over seeds of the best seconds after all
 trials; `slowdown`, the same against the best row of the table after 4, 8, … trials, with quartiles;
@@ -28,7 +30,7 @@ from whet.report.table import aligned
 TABLES = Path(__file__).parents[1] / "data" / "kernel_tuner"
 SEEDS, TRIALS = 30, 100
 MARKS = (4, 8, 16, 32, 64, 100)
-PARTS = ("gpu",)
+PARTS = ("gpu", "cpu")
 
 Progress = Callable[[str], None]
 
@@ -40,12 +42,14 @@ def measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any
         InputError: an unknown part, or a table that cannot be read.
     """
     from bench import suite
+    from bench.tuning import train
     from whet.machine import Machine
 
     if args.part not in (None, *PARTS):
         raise InputError("no such part", expected=", ".join(PARTS), got=args.part)
     seeds = 3 if args.small else SEEDS
-    tables = [read_kernel_tuner(file) for file in sorted(TABLES.glob("*.json*"))]
+    gpu = args.part in (None, "gpu")
+    tables = [read_kernel_tuner(f) for f in sorted(TABLES.glob("*.json*")) if gpu]
     result: dict[str, Any] = {
         "suite": "tuning",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -56,6 +60,7 @@ def measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any
         "seeds": seeds,
         "trials": TRIALS,
         "records": [],
+        "ranking": [],
     }
     try:
         for table in tables:
@@ -63,6 +68,10 @@ def measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any
                 progress(f"{table.name}: {name}")
                 curves = replay.curves(run, table, seeds, TRIALS)
                 result["records"].append(record(table, name, curves))
+        if args.part in (None, "cpu"):
+            recorded = [t for isa in ("avx512f", "avx2") for t in train.tables(isa)]
+            some = recorded[::4] if args.small else recorded
+            result["ranking"] = train.judged(some, lambda line: progress(f"ranking: {line}"))
         result["complete"] = True
     except KeyboardInterrupt:
         progress("interrupted: keeping what is done")
@@ -107,15 +116,24 @@ def _shown(value: float | None) -> str:
 
 
 def page(result: dict[str, Any]) -> str:
-    """The records as a table."""
+    """The records as tables."""
+    from bench.tuning import train
+
     head = ["table", "search", "regret", *(f"after {n}" for n in MARKS)]
     rows = [
         [r["model"], r["system"], f"{r['regret']:.3f}"]
         + [_shown(r["slowdown"][str(n)][0]) for n in MARKS]
         for r in result["records"]
     ]
-    title = (
-        f"suite tuning, {result['date']}, {result['seeds']} seeds, {result['trials']} trials\n"
-        "times the seconds of the best row known; regret: the same less one, mean over all trials\n"
-    )
-    return title + "\n" + aligned([head, *rows], left=(0, 1)) + "\n"
+    title = f"suite tuning, {result['date']}, {result['seeds']} seeds, {result['trials']} trials\n"
+    if rows:
+        title += (
+            "times the seconds of the best row known; regret: the same less one, mean over all"
+            " trials\n\n" + aligned([head, *rows], left=(0, 1)) + "\n"
+        )
+    if result["ranking"]:
+        title += (
+            f"\npairs that differ by 5% in the right order; the best of {train.TOP} against the"
+            f" best known\n\n{train.shown(result['ranking'])}\n"
+        )
+    return title

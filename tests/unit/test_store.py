@@ -248,7 +248,7 @@ def test_a_store_may_be_used_after_a_fork(tmp_path):
 
 
 def test_nothing_committed_is_lost_when_the_writer_is_killed(tmp_path):
-    # The parent forks a writer, lets it commit for a while, and kills it, twenty times over. The
+    # The parent forks a writer, lets it commit for a while, and kills it, fifty times over. The
     # writer says through a pipe what it has put; all of that has to be there.
     script = """if True:
         import os, random, signal, sys, time
@@ -258,7 +258,7 @@ def test_nothing_committed_is_lost_when_the_writer_is_killed(tmp_path):
             return (key * 30_000).encode() if key.endswith("7") else {"key": key}
 
         promised = []
-        for turn in range(20):
+        for turn in range(50):
             out, into = os.pipe()
             if not (child := os.fork()):
                 os.close(out)

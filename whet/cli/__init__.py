@@ -31,6 +31,7 @@ __all__ = ["VERBS", "main"]
 # fmt: off
 VERBS: Mapping[str, str] = {
     "optimize":    "search for a faster program and save it; --dry-run only lists what is covered",
+    "tune":        "optimize, and search schedules for the kernels that take most of the time",
     "demo":        "optimize a transformer and a convolutional network, and show each stage",
     "explain":     "what was done to a model, or to a saved program, and why",
     "verify":      "re-check every rewrite of a saved program, without the optimizer",

@@ -60,9 +60,9 @@ def size(text: str) -> tuple[str, int]:
     return name.strip(), int(number)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The model to work on."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("model", metavar="MODEL", nargs="?" if optional else None, help=MODEL)
     parser.add_argument(
         "--size", type=size, action="append", default=[], metavar="NAME=N",
         help="a number for a size that an ONNX file leaves open, such as batch=1; once for each",

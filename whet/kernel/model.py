@@ -83,6 +83,15 @@ class Ranker:
         }  # fmt: skip
         return cls(lightgbm.train(parameters, data, num_boost_round=trees).model_to_string())
 
+    @property
+    def features(self) -> int:
+        """How many it reads.
+
+        Raises:
+            ModelError: LightGBM is not installed, or the text is no model.
+        """
+        return int(_booster(self.text).num_feature())
+
     def score(self, features: Array) -> Array:
         """Scores (n,) of features (n, d)."""
         return -np.asarray(_booster(self.text).predict(features, num_threads=1), dtype=np.float64)
@@ -102,7 +111,11 @@ def grades(seconds: Array) -> Array:
 
 @functools.lru_cache(maxsize=4)
 def _booster(text: str) -> Any:
-    return _lightgbm().Booster(model_str=text)
+    lightgbm = _lightgbm()
+    try:
+        return lightgbm.Booster(model_str=text)
+    except lightgbm.basic.LightGBMError as fault:
+        raise ModelError("this is no model of LightGBM", got=fault) from fault
 
 
 def _lightgbm() -> Any:

@@ -114,6 +114,23 @@ class Variations:
         found = self._made(self._finished(self.replayed((*head, *tail)), rng), "crossing")
         return found if found is not None and found.kernel not in (a.kernel, b.kernel) else None
 
+    def neighbours(self, of: Drafted) -> Iterator[Drafted]:
+        """Schedules that differ in one number, which is halved, doubled, or a vector more or less;
+        in the order of the moves."""
+        lanes = self.target.lanes
+        for at, move in enumerate(of.schedule):
+            if not isinstance(move, (Split, Peel)):
+                continue
+            number = move.factor if isinstance(move, Split) else move.at
+            for n in (2 * number, number // 2, number + lanes, number - lanes, number + 1):
+                if n < 2:
+                    continue
+                again = Split(move.loop, n) if isinstance(move, Split) else Peel(move.loop, n)
+                moves = (*of.schedule[:at], again, *of.schedule[at + 1 :])
+                found = self._made(self.replayed(moves), "neighbour")
+                if found is not None and found.kernel != of.kernel:
+                    yield found
+
     def replayed(self, moves: Sequence[Move]) -> Draft:
         """The kernel with those moves made that apply, in order."""
         d = Draft(self.kernel)

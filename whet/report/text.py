@@ -2,6 +2,7 @@
 
 stages(report)    one row a measured state of the model, and one a peer timed beside it
 rewrites(report)  each rule by module of the model, with its proof, and where it first hit
+tuned(report)     what a search for schedules has found, group by group
 gains(report)     what rewrites were measured to be worth, alone and together
 blames(report)    rewrites left out for their errors
 coverage(report)  library calls by how often they occur, and what runs them
@@ -74,6 +75,20 @@ def starred(module: str) -> str:
     'layers.*.attention'
     """
     return re.sub(r"\b\d+\b", "*", module)
+
+
+def tuned(report: Report) -> str:
+    """A row for each group of operators that was tuned, the one that takes most first; "" where
+    none was."""
+    if not report.tuned:
+        return ""
+    head = ["operators", "calls", "before us", "after us", "trials", "failed", "by"]
+    rows = [
+        [t.name, str(t.calls), f"{t.before_s * 1e6:.1f}", f"{t.after_s * 1e6:.1f}", str(t.trials),
+         str(t.failed), t.by]
+        for t in report.tuned
+    ]  # fmt: skip
+    return table.aligned([head, *rows], left=(0, 6))
 
 
 def gains(report: Report) -> str:

@@ -35,6 +35,8 @@ from whet.run import farm
 from whet.run.farm import Failed, Farm, Task, Verdict
 from whet.run.runner import Array
 
+LONG = 900  # lines of C from which on compiling takes seconds, and loops have outgrown their cache
+GATHERED = 16  # lines that an access to elements which lie apart becomes
 TOLERANCE = 1e-3  # of the largest result; whole programs are held to float64 by their own error
 
 
@@ -106,7 +108,11 @@ class Contest:
         for d in entrants:
             symbol = f"k{hashlib.blake2b(d.kernel.digest.encode(), digest_size=8).hexdigest()}"
             try:
-                made.append((symbol, cpp.function(symbol, d.kernel, self.target)))
+                function = cpp.function(symbol, d.kernel, self.target)
+                lines = length(function.text)
+                made.append(
+                    (symbol, function) if lines <= LONG else Failed("compile", f"{lines} lines")
+                )
             except WhetError as fault:
                 made.append(Failed("compile", f"{fault.summary}: {fault.got}"))
         units = {m[0]: m[1] for m in made if not isinstance(m, Failed)}
@@ -177,6 +183,12 @@ class Contest:
         runs = {n: k for n, k in kernels.items() if isinstance(k, farm.Kernel)}
         found = farm_.measure(self.task, runs, rounds=rounds, limit_s=limit_s) if runs else {}
         return {n: k if isinstance(k, Failed) else found[n] for n, k in kernels.items()}
+
+
+def length(text: str) -> int:
+    """Lines of a function's C, what a line expands to included."""
+    apart = sum(text.count(f"{verb}s_") for verb in ("ld", "st"))
+    return text.count("\n") + GATHERED * apart
 
 
 def lying(n: Node) -> Value:

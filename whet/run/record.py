@@ -59,6 +59,27 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """A group of operators whose kernel was searched for.
+
+    Attributes:
+        name: its operators, and the shape of its result.
+        calls: in a run of the model.
+        before_s, after_s: seconds of a call.
+        trials, failed: schedules measured; those of them that did not run, or not right.
+        by: what runs it now: "schedule", or "library".
+    """
+
+    name: str
+    calls: int
+    before_s: float
+    after_s: float
+    trials: int
+    failed: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Gain:
     """What a rewrite was measured to be worth where it was found.
 
@@ -118,6 +139,7 @@ class Report:
         stages: what was timed, the one named "original" among them.
         rewrites: in the order they were applied.
         gains: what rewrites were measured to be worth, alone and together.
+        tuned: groups of operators whose kernels were searched for.
         blames: rewrites left out for their errors.
         coverage: how often each library call occurs in the captured model.
         kernels: how many clusters each kernel runs.
@@ -139,6 +161,7 @@ class Report:
     stages: list[Stage] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     gains: list[Gain] = field(default_factory=list)
+    tuned: list[Tuned] = field(default_factory=list)
     blames: list[Blame] = field(default_factory=list)
     coverage: Mapping[str, int] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
@@ -227,10 +250,12 @@ class Report:
             ) from fault  # fmt: skip
 
 
-_ROWS: Mapping[str, type[Stage] | type[Rewrite] | type[Gain] | type[Blame] | type[Opaque]] = {
+_Row = Stage | Rewrite | Gain | Tuned | Blame | Opaque
+_ROWS: Mapping[str, type[_Row]] = {
     "stages": Stage,
     "rewrites": Rewrite,
     "gains": Gain,
+    "tuned": Tuned,
     "blames": Blame,
     "opaques": Opaque,
 }

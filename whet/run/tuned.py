@@ -32,14 +32,16 @@ from whet.backend.transform import transformed
 from whet.errors import WhetError
 from whet.fuse.partition import Cluster
 from whet.ir.graph import Node
-from whet.kernel.draft import turns
+from whet.kernel.draft import Draft, turns
 from whet.kernel.loops import Kernel, Loop, walk
+from whet.kernel.refit import refitted
 from whet.kernel.schedule import read, show
 from whet.kernel.space import Drafted, drafts
 from whet.machine import Machine
 from whet.machine.target import Target
 from whet.run.choice import Chooser
 from whet.run.measure import interleaved
+from whet.run.trials import Trials
 from whet.search import Budget
 from whet.store import Store
 
@@ -52,6 +54,9 @@ TURN_S = 3e-3  # a turn of the scheduler, or a little less
 CALL_S = 4e-6  # what Python takes for a library call, and a native program does not
 POINTER_S = 1e-6  # what Python takes to call a kernel
 TOLERANCE = 1e-3  # of the largest result; kernels are held to float64 as whole programs
+
+
+Asked = tuple[Cluster, Sequence[Value | Packed], Sequence[Value]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,8 @@ class Tuner:
         threads: that kernels may use.
         budget: when it has run out, what is not on file is left to the library.
         measured, hits: clusters decided here, and taken from the store.
+        groups: what was asked for, by place.
+        asked: how often a program has had a piece made, by place.
         failures: reason to count, of drafts that did not run.
         seconds: by cluster digest, what each draft took.
     """
@@ -94,14 +101,18 @@ class Tuner:
     failures: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     decided: dict[str, Decision] = field(default_factory=dict)
+    groups: dict[str, Asked] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.target = Target.of(self.machine, self.threads)
+        self.trials = Trials(self.store, f"{self.machine.fingerprint()}|{self.threads}")
 
     def __call__(
         self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
     ) -> Piece | None:
         """The group's generated kernel, or None where the library is faster or nothing runs."""
+        self.asked[self._place(closed, operands, results)] += 1
         found = self.decision(closed, operands, results)
         if found.schedule == LIBRARY:
             return None
@@ -116,6 +127,7 @@ class Tuner:
     ) -> Decision:
         """What was decided for a group: measured now, unless it is known."""
         place = self._place(closed, operands, results)
+        self.groups.setdefault(place, (closed, operands, results))
         if place not in self.decided:
             found = self._recall(place)
             if found is None and self.budget.stop() is not None:
@@ -137,6 +149,22 @@ class Tuner:
         self.hits += 1
         return Decision(row["schedule"], float(row["best"]), dict(row["resources"]))
 
+    def reconsider(self, place: str) -> Decision:
+        """Decide a group again, now that there are trials of it."""
+        self.decided[place] = self._measure(place, *self.groups[place])
+        return self.decided[place]
+
+    def _entrants(self, place: str, closed: Cluster, naively: Kernel) -> dict[str, Draft]:
+        """What tuning has found for the group, or for the nearest shape of its operators."""
+        found: dict[str, Draft] = {}
+        for name, trial in (
+            ("tuned", self.trials.best(place)),
+            ("guess", self.trials.nearest(place, closed)),
+        ):
+            if trial is not None:
+                found[name] = refitted(naively, read(trial.schedule))
+        return found
+
     # -- measuring ---------------------------------------------------------------------------------
     def _measure(
         self,
@@ -152,6 +180,11 @@ class Tuner:
             for d in drafts(naively, generated.fixed(naively, operands), self.target):
                 made = generated.scheduled(closed, operands, results, d.kernel, self.target)
                 pieces[d.name] = d, made
+            for name, other in self._entrants(place, closed, naively).items():
+                d = Drafted(name, other.schedule, other.kernel)
+                if all(d.kernel != known.kernel for known, _ in pieces.values()):
+                    made = generated.scheduled(closed, operands, results, d.kernel, self.target)
+                    pieces[name] = d, made
         except WhetError as fault:
             self.failures[f"{fault.summary}: {fault.got}"] += 1
         seconds: dict[str, float] = {}

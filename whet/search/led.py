@@ -24,6 +24,10 @@ from whet.search.strategy import Keeper, Turn, _at_least
 T = TypeVar("T")
 
 
+STUCK = 5  # batches without a better state, after which as many are drawn at random as at first:
+AGAIN = 12  # an advisor that has learnt elsewhere never saw this space as a whole
+
+
 class Advisor(Protocol):
     """Learns what states cost, and says which others are worth pricing."""
 
@@ -99,7 +103,7 @@ class Led:
                 return StopReason.SATURATED
             known |= new
             self.advisor.learn(list(new.values()))
-            opening = 0
+            opening = 0 if idle % STUCK or not idle else AGAIN
             reached = min(best, *(s.seconds for s in new.values()))
             idle = 0 if reached < best else idle + 1
             best = reached

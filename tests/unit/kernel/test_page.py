@@ -1,4 +1,4 @@
-"""docs/kernels.md, run: what it prints is what it shows."""
+"""docs/kernels.md and docs/tuning.md, run: what they print is what they show."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import io
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[3] / "docs" / "kernels.md"
+import pytest
+
+DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def test_the_page_runs() -> None:
+@pytest.mark.parametrize(("page", "shown"), [("kernels.md", 3), ("tuning.md", 3)])
+def test_the_page_runs(page: str, shown: int) -> None:
     names: dict[str, object] = {}
     printed, compared = "", 0
-    for kind, block in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+    for kind, block in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
         if kind == "text":
             assert printed == block
             compared += 1
             continue
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            exec(compile(block, PAGE.name, "exec"), names)
+            exec(compile(block, page, "exec"), names)
         printed = out.getvalue()
-    assert compared == 3
+    assert compared == shown

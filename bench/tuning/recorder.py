@@ -1,8 +1,8 @@
 """Records tables of schedules: many of each task, each built once and measured once.
 
-    python -m bench.tuning.record build FOLDER --isa avx512f --count 800      hours of compiling
-    python -m bench.tuning.record time FOLDER --seconds 60                    nothing beside it
-    python -m bench.tuning.record pack FOLDER                                 bench/data/schedules/
+    python -m bench.tuning.recorder build FOLDER --isa avx512f --count 800    hours of compiling
+    python -m bench.tuning.recorder time FOLDER --seconds 60                  nothing beside it
+    python -m bench.tuning.recorder pack FOLDER                               bench/data/schedules/
 
 Tasks are clusters of the zoo (`bench/data/tasks.json`). A chunk of schedules is drafts, schedules
 from anywhere, and mutants of the fastest measured so far, so that a table has the good ones, and
@@ -99,7 +99,7 @@ def build(folder: Path, isa: str, count: int) -> None:
     spent = {name: 1e-9 * turn for name, turn in turns.items()}
     graphs = {t["name"]: t["graph"] for t in tasks(isa)}
     while pending := [n for n in turns if turns[n] < wanted]:
-        name = min(pending, key=lambda n: (turns[n] > 0, spent[n]))
+        name = min(reversed(pending), key=lambda n: (turns[n] > 0, spent[n]))
         if name not in contests:
             contests[name] = Contest.of(parse_graph(graphs[name]), target)
         began = time.perf_counter()
@@ -279,7 +279,7 @@ def _packed(folder: Path, isa: str, task: Mapping[str, str]) -> dict[str, Any]:
 
 def main() -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tuning.record", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.tuning.recorder", description=__doc__)
     parser.add_argument("what", choices=("build", "time", "pack"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--isa", choices=("avx512f", "avx2"), default="avx512f")
