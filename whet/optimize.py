@@ -398,9 +398,9 @@ class _Walk:
         self, graph: Rewritten, captured: Captured, groups: Partition, tuner: Tuner
     ) -> Iterator[_Candidate]:
         """The same program with kernels whose schedules were searched for, where that helped."""
-        budget = Budget(seconds=self.tune_s)
+        budget, start = Budget(seconds=self.tune_s), time.monotonic()
         self.report.tuned, stop = improved(tuner, budget, progress=self.progress)
-        self.began += min(time.monotonic() - self.began, self.tune_s)  # beyond the walk's budget
+        self.began += time.monotonic() - start  # it is beyond the walk's own budget
         if stop is StopReason.INTERRUPTED:
             self.report.stop = str(stop)
         if any(t.after_s < t.before_s for t in self.report.tuned):
