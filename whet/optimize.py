@@ -52,6 +52,7 @@ from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
 from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
+from whet.run.stages import NOTES
 from whet.run.timetable import improved
 from whet.run.tuned import Tuner
 from whet.run.untouched import untouched
@@ -63,21 +64,6 @@ SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"}
 
 MEASURE_S = 6.0
 HOPELESS = 1.5  # times the fastest after a few rounds, from which on nothing is measured further
-NOTES = {
-    "original": "eager",
-    "rewrites": "plain library calls, one after another",
-    "kernels": "chosen library kernels, one after another",
-    "region": "chosen library kernels inside one compiled region",
-    "unrewritten": "chosen library kernels, one after another, without rewrites",
-    "unmerged": "the same, without rewrites that merge or hoist",
-    "region-unrewritten": "the same, without rewrites",
-    "native": "one C program: generated kernels and library calls in planned memory",
-    "native-unmerged": "the same, without rewrites that merge or hoist",
-    "native-unrewritten": "the same, without rewrites",
-    "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
-    "fused": "the same, groups found by a search that hears what their kernels say",
-    "tuned": "the same, with schedules that were searched for",
-}
 TUNING_S = 25.0  # seconds that tuning leaves for what comes after it
 
 

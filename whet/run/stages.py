@@ -1,0 +1,19 @@
+"""What the stages of a walk run, in words, by their names."""
+
+from __future__ import annotations
+
+NOTES = {
+    "original": "eager",
+    "rewrites": "plain library calls, one after another",
+    "kernels": "chosen library kernels, one after another",
+    "region": "chosen library kernels inside one compiled region",
+    "unrewritten": "chosen library kernels, one after another, without rewrites",
+    "unmerged": "the same, without rewrites that merge or hoist",
+    "region-unrewritten": "the same, without rewrites",
+    "native": "one C program: generated kernels and library calls in planned memory",
+    "native-unmerged": "the same, without rewrites that merge or hoist",
+    "native-unrewritten": "the same, without rewrites",
+    "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
+    "fused": "the same, groups found by a search that hears what their kernels say",
+    "tuned": "the same, with schedules that were searched for",
+}
