@@ -75,6 +75,7 @@ def planned(model: str, plan: Plan, dtype: str = "float64", batch: int = 8) -> P
     """A plan on a model of `whet.capture.models` at small scale."""
     name = f"models:{model}:small"
     step = training(name, batch, dtype)
-    library = Library.of(step.model, topology("h100x8"), optimizer(dtype))
+    machine = "h100x8" if plan.ranks <= 8 else f"h100x8:{plan.ranks // 8}"
+    library = Library.of(step.model, topology(machine), optimizer(dtype))
     one = model in FEEDS_BY_BATCH
     return lowered(name, dtype, step, library, strategy(library, plan, one=one))

@@ -2,6 +2,7 @@
 
     published   the simulator against published training runs
     simulator   the delta simulation against the full one
+    execute     plans on real ranks against one process
     search      strategies that the search finds against those of experts
 
 A part is a module here with `measure(args, progress) -> (records, page)`.
@@ -20,7 +21,7 @@ from whet.errors import InputError
 from whet.machine import Machine
 
 PARTS = ("published", "simulator")
-LONG = ("search",)  # only when asked for
+LONG = ("search", "execute")  # only when asked for
 
 
 def measure(

@@ -20,6 +20,7 @@ from whet.parallel import explain, planfile
 from whet.parallel.blocks import Model
 from whet.parallel.library import Library
 from whet.parallel.pins import NAMES, Pins
+from whet.parallel.pipeline import deadlock
 from whet.parallel.placed import Optimizer
 from whet.parallel.search import Found, Search
 from whet.parallel.strategy import Strategy
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.plan:
             named = args.machine if not args.sweep else f"{args.machine},{name}"
             source = {"model": args.model, "dtype": args.dtype, "machine": named}
+            refused(library, one)
             args.plan.write_text(planfile.write(library, one, source), encoding="utf-8")
     if not args.sweep:
         console.finish(rows[0])
@@ -122,6 +124,21 @@ def better(library: Library, found: Found, others: list[Strategy]) -> Found:
         if ran.fits and ran.seconds < found.simulated.seconds:
             found = replace(found, best=s, simulated=ran)
     return found
+
+
+def refused(library: Library, found: Found) -> None:
+    """Write no plan that cannot be run: the proof of equality is `whet run`'s.
+
+    Raises:
+        WhetError: its schedule can deadlock, or it does not fit in memory.
+    """
+    if circle := deadlock(library.place(found.best)):
+        raise WhetError("the plan can deadlock", got=circle)
+    if not found.simulated.fits:
+        raise WhetError(
+            "no plan was found that fits in memory", got=f"{max(found.simulated.memory)} bytes",
+            hint="more devices, or more time (--budget)",
+        )  # fmt: skip
 
 
 def optimizer(dtype: str) -> Optimizer:
