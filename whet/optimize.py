@@ -256,7 +256,7 @@ class _Walk:
                     for name, variant in self._affordable(variants):
                         name = f"native-{name}" if name else "native"
                         candidates += self._natives(name, variant, captured)
-            if self._left() < 0.25 * self.budget_s and len(candidates) > 2:
+            if self._left() < 0.5 * self.budget_s and len(candidates) > 2:
                 variants = []  # there are programs already, and most of those are better
             if "libraries" not in self.disable and variants:
                 with self._phase("kernels"):
