@@ -2,6 +2,8 @@
 
     --out FOLDER      where the program goes; out/NAME unless given
     --dry-run         captures only: library calls, what stays opaque and why, with the user's lines
+    --target NAME     for a GPU that is not at hand (a100, h100, h200): predicted, not measured; the
+                      plan goes to OUT.json, for the machine that has one
 
 The report lies with the program: report.json for programs, report.html for people.
 """
@@ -36,6 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="only list what is covered and what stays opaque"
     )
+    parser.add_argument(
+        "--target", metavar="NAME", help="a GPU that need not be here (a100, h100, h200): predicted"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -48,8 +53,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         WhetError: the model cannot be brought in, or the program cannot be written.
     """
     out: Path = args.out or Path("out", short(args.model))
-    if not args.dry_run:
+    if not args.dry_run and not args.target:
         check_place(out)
+    if args.target:
+        return predicted(args, console, out)
     source = loaded(args, console)
     if args.dry_run:
         report = listed(source, args.strict)
@@ -70,6 +77,41 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if report.stop == INTERRUPTED:
         console.say("interrupted: this is the best that was found until then")
         return 130
+    return 0
+
+
+def predicted(args: argparse.Namespace, console: Console, out: Path) -> int:
+    """A plan for a device that is not at hand: shown, and kept as a file. Nothing is measured.
+
+    Raises:
+        WhetError: there is no such device, or the model cannot be brought in.
+    """
+    from whet.machine.gpu import preset
+
+    gpu = preset(args.target)
+    source = loaded(args, console)
+    from whet.run.elsewhere import predict, write
+    from whet.run.rewriting import rewritten
+    from whet.search import Budget
+
+    graph = source.capture().graph
+    console.progress("searching rewrites")
+    with Store.open() as store:
+        best = rewritten(graph, store, Budget(seconds=0.3 * args.budget))[0]
+        console.progress(f"predicting kernels for {gpu.name}")
+        found = predict(best.graph, gpu, store)
+    lines = [
+        f"{source.name} on {gpu.name}, predicted: {found.seconds * 1e3:.3f} ms",
+        f"with library calls alone, predicted: {found.library * 1e3:.3f} ms",
+        "",
+    ]
+    for name, times, d in found.rows[:20]:
+        kernel = "library" if d.schedule == "library" else "triton"
+        lines.append(f"{times:4d} x {d.seconds * 1e6:9.2f} us  {kernel:8s} {name[:64]}")
+    path = out.with_suffix(".json")
+    write(path, graph, found, gpu, best.certificate)
+    console.print("\n".join([*lines, "", f"plan: {path}"]))
+    console.finish({"predicted": True, "target": gpu.name, "seconds": found.seconds})
     return 0
 
 

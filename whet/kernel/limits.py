@@ -113,6 +113,8 @@ def _demand(k: Kernel, s: Stmt, launch: Launch) -> Demand:
             temporary = operands // 2
         elif isinstance(leaf, Update) and blocks:
             shared = max(shared, min(temporary, launch.warps * WORD * 2 * WARP))
+        if not isinstance(leaf, Update):  # an element at a time: what is loaded ahead, no more
+            temporary //= 4
         most = max(most, live + temporary)
     turned = max((held[n] for n in held if _turned(k, s, n)), default=0)
     return Demand(max(shared, turned), BASE + -(-most // (threads * WORD)), programs(s))

@@ -22,7 +22,13 @@ from whet.ir.types import DType, TensorType
 from whet.kernel.cut import Cut
 
 F16, F32, I64 = DType.f16, DType.f32, DType.i64
-TORCH = {F16: torch.float16, F32: torch.float32, I64: torch.int64, DType.bool: torch.bool}
+TORCH = {
+    DType.bf16: torch.bfloat16,
+    F16: torch.float16,
+    F32: torch.float32,
+    I64: torch.int64,
+    DType.bool: torch.bool,
+}
 SMALL = Cut(rows=32, columns=32, depth=16)
 Built = tuple[tuple[Node, ...], tuple[Node, ...]]
 
@@ -193,28 +199,33 @@ def modules(name: str, dtype: DType):  # type: ignore[no-untyped-def]
     return g, d, module("kernel", d.kernel, launch_of(d.schedule))
 
 
-def errors(names: list[str]) -> Iterator[tuple[str, dict[str, object]]]:
-    """Run kinds on the CPU, each in both element types."""
+def device_error(name: str, dtype: DType, device: str) -> float:
+    """A kind on a device: its largest error against float64, relative to the largest result."""
     from whet.backend.triton import run
     from whet.ir.interp import evaluate
 
+    g, _, m = modules(name, dtype)
+    given = feeds(name, g)
+    exact = evaluate(g, {k: x.double() if x.is_floating_point() else x for k, x in given.items()})
+    flat = {}
+    for k, n in enumerate(g.inputs):
+        x = given[n.name]
+        turned = k in KINDS[name].turned
+        flat[f"x{k}"] = (x.permute(*range(x.dim())[::-1]) if turned else x).flatten().to(device)
+    got = run(m, flat, device)
+    worst = 0.0
+    for k, want in enumerate(exact):
+        have, want = got[f"y{k}"].cpu().double(), want.double().flatten()
+        worst = max(worst, float((have - want).abs().max() / want.abs().max()))
+    return worst
+
+
+def errors(names: list[str]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Run kinds on the CPU, each in both element types."""
     for name in names:
         for dtype in (F32, F16):
-            g, _, m = modules(name, dtype)
-            given = feeds(name, g)
-            exact = evaluate(
-                g, {k: x.double() if x.is_floating_point() else x for k, x in given.items()}
-            )
-            flat = {}
-            for k, n in enumerate(g.inputs):
-                x = given[n.name]
-                turned = k in KINDS[name].turned
-                flat[f"x{k}"] = (x.permute(*range(x.dim())[::-1]) if turned else x).flatten()
-            got = run(m, flat, "cpu")
-            worst = 0.0
-            for k, want in enumerate(exact):
-                have, want = got[f"y{k}"].double(), want.double().flatten()
-                worst = max(worst, float((have - want).abs().max() / want.abs().max()))
+            _, _, m = modules(name, dtype)
+            worst = device_error(name, dtype, "cpu")
             found = {"error": worst, "grids": [p.grid for p in m.programs]}
             yield f"{name} {dtype.name}", found
 

@@ -1,4 +1,4 @@
-"""docs/kernels.md and docs/tuning.md, run: what they print is what they show."""
+"""Pages of docs/ about kernels, run: what they print is what they show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize(("page", "shown"), [("kernels.md", 3), ("tuning.md", 3)])
+@pytest.mark.parametrize(("page", "shown"), [("kernels.md", 3), ("tuning.md", 3), ("gpu.md", 2)])
 def test_the_page_runs(page: str, shown: int) -> None:
     names: dict[str, object] = {}
     printed, compared = "", 0

@@ -1,0 +1,105 @@
+"""Programs for a device: decided by prediction, and run in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.backend.tiles import F16, graph
+from whet.backend.lowered import body_nodes
+from whet.fuse.seed import seed
+from whet.kernel.lower import lower
+from whet.kernel.price import candidates, seconds
+from whet.machine.gpu import PRESETS, preset
+from whet.run.device import LIBRARY, Tuned, needs
+from whet.run.elsewhere import predict, read_plan, write
+from whet.store import Store
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+import torch
+from torch import nn
+from whet.capture.torch import capture
+from whet.errors import InputError
+from whet.machine.gpu import preset
+from whet.run.device import Tuned, graphs, lowered_for
+from whet.run.parameters import Parameters
+from whet.run.program import Program
+from whet.store import Store
+torch.manual_seed(0)
+m = nn.Sequential(nn.Linear(24, 40), nn.LayerNorm(40), nn.Softmax(-1)).eval()
+x = torch.randn(6, 24)
+cpu = torch.device("cpu")
+with torch.no_grad():
+    c = capture(m, (x,), {})
+    low = lowered_for(c.graph, Tuned(preset("h200"), Store.open()), cpu)
+    assert low.kernels["triton"] >= 1, low.kernels
+    names = [n.name for n in c.graph.parameters]
+    p = Program(low, Parameters({}, m, names), graphs(low, cpu), "cuda")
+    assert (p([x])[0] - m(x)).abs().max() < 1e-6
+    try:
+        p([x.double()])
+    except InputError as fault:
+        assert "torch.float32 [6, 24] on cpu" in str(fault)
+    else:
+        raise AssertionError("a wrong element type went through")
+print("right")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_program_in_the_interpreter() -> None:
+    env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        check=False, capture_output=True, text=True, env=env, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("right"), done.stderr[-2000:]
+
+
+def test_candidates_fit_and_are_ranked() -> None:
+    for gpu in PRESETS.values():
+        found, _ = candidates(lower(graph("linear", F16)), gpu)
+        assert found
+        assert [c.seconds for c in found] == sorted(c.seconds for c in found)
+        assert all(c.seconds > gpu.launch for c in found)
+
+
+def test_a_faster_device_is_predicted_faster() -> None:
+    (c, *_), _ = candidates(lower(graph("matmul", F16)), preset("h200"))
+    slow, fast = (seconds(c.draft.kernel, c.launch, preset(n)) for n in ("a100", "h200"))
+    assert fast <= slow
+
+
+def test_plans_come_from_elsewhere(tmp_path: Path) -> None:
+    g, gpu = graph("norm of a sum", F16), preset("h200")
+    found = predict(g, gpu, Store.open())
+    assert found.seconds <= found.library
+    assert all(d.source == "predicted" for _, _, d in found.rows)
+    write(tmp_path / "plan.json", g, found, gpu, [])
+    again, schedules = read_plan(tmp_path / "plan.json", g)
+    assert again.digest == g.digest
+    assert schedules == found.schedules
+
+
+def test_decisions_are_for_groups() -> None:
+    g = graph("norm", F16)
+    tuned = Tuned(preset("a100"), Store.open())
+    for closed in seed(g, body_nodes(g)).clusters:
+        assert tuned.decision(closed).source == "predicted"
+        made = tuned(closed)
+        assert (made is None) == (tuned.decision(closed).schedule == LIBRARY)
+
+
+def test_needs_count_constants() -> None:
+    from whet.run.device import lowered_for
+
+    g = graph("pointwise", F16)
+    low = lowered_for(g, Tuned(preset("a100"), Store.open()), torch.device("cpu"))
+    assert needs(low, [torch.zeros(10)]) >= 40 + 2 * 5 * 37

@@ -1,0 +1,91 @@
+"""Plans for a device that is not at hand: made on one machine, as a file, and used on another.
+
+    file := version, source digest, target, predicted, graph, rewrites, schedules {group: text}
+
+The machine with the device needs neither solvers nor rules: the rewritten graph is in the file,
+held to the captured one by its digest, with the certificate that can be re-checked elsewhere.
+Schedules are tried first there, and the device decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from whet.errors import WhetError
+from whet.ir.graph import Graph
+from whet.ir.text import parse_graph, print_graph
+from whet.machine.gpu import Gpu
+from whet.run.device import LIBRARY, Decision, Tuned, lowered_for
+from whet.store import Store
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A plan that nobody has measured.
+
+    Attributes:
+        graph: rewritten.
+        rows: for each group that is decided: operators, how often, and the decision.
+        seconds: of the whole body; `library`, the same with library calls alone.
+    """
+
+    graph: Graph
+    rows: Sequence[tuple[str, int, Decision]]
+    seconds: float
+    library: float
+    schedules: Mapping[str, str]
+
+
+def predict(graph: Graph, gpu: Gpu, store: Store, precision: str = "ieee") -> Predicted:
+    """What a graph should take on a device, from analytic cost alone."""
+    counted: dict[str, int] = {}
+
+    class Counting(Tuned):
+        def __call__(self, closed):  # type: ignore[no-untyped-def]
+            counted[closed.digest] = counted.get(closed.digest, 0) + 1
+            self.decision(closed)
+
+    tuned = Counting(gpu, store, None, precision)
+    lowered_for(graph, tuned, torch.device("cpu"))
+    rows = [(tuned.names[d], n, tuned.decided[d]) for d, n in counted.items()]
+    chosen = {d: x.schedule for d, x in tuned.decided.items() if x.schedule != LIBRARY}
+    return Predicted(
+        graph, sorted(rows, key=lambda r: -r[1] * r[2].seconds),
+        sum(n * x.seconds for _, n, x in rows), sum(n * x.library for _, n, x in rows), chosen,
+    )  # fmt: skip
+
+
+def write(path: Path, source: Graph, found: Predicted, gpu: Gpu, rewrites: Sequence[str]) -> None:
+    """Keeps a plan as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {
+        "version": VERSION, "source": source.digest, "target": gpu.name, "predicted": True,
+        "graph": print_graph(found.graph), "rewrites": list(rewrites),
+        "schedules": dict(found.schedules), "seconds": found.seconds, "library": found.library,
+    }  # fmt: skip
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def read_plan(path: Path, source: Graph) -> tuple[Graph, dict[str, str]]:
+    """The rewritten graph and the schedules of a plan file.
+
+    Raises:
+        WhetError: no such file, or it was made for another graph.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise WhetError("a plan cannot be read", got=fault, where=path) from None
+    if data.get("version") != VERSION or data.get("source") != source.digest:
+        raise WhetError(
+            "a plan for another model", expected=source.digest, got=data.get("source"), where=path,
+            hint="make it again: whet optimize MODEL --target NAME",
+        )  # fmt: skip
+    return parse_graph(data["graph"], source.constants), dict(data["schedules"])
