@@ -43,7 +43,7 @@ from whet.run.engine import region
 from whet.run.fusing import fused
 from whet.run.gains import Stopwatch, is_slower
 from whet.run.guilty import acquitted
-from whet.run.measure import Timing, choose, interleaved
+from whet.run.measure import Timing, choose, interleaved, rather
 from whet.run.module import Found, Optimized
 from whet.run.native import native
 from whet.run.oracle import Oracle
@@ -444,7 +444,9 @@ class _Walk:
         self.report.stages = stages
         self.unsure = _promising(timings)
         original = _Candidate("original", None, Rewritten(captured.graph))
-        return right.get(choose(timings, "original"), original)
+        better = [name for name, c in right.items() if c.rewritten.steps]  # as predicted
+        name = rather(choose(timings, "original"), better, timings, "original")
+        return right.get(name, original)
 
     def _recalled(self, place: str, captured: Captured, oracle: Oracle) -> _Candidate | None:
         """What an earlier run found for the same graph here, if it is still right."""

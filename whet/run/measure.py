@@ -16,7 +16,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -172,6 +172,26 @@ def choose(
         if faster(timings[name], timings[original], by=by).confidence >= needed
     ]
     return min(sure, key=lambda name: timings[name].median_s, default=original)
+
+
+def rather(
+    chosen: str, preferred: Collection[str], timings: Mapping[str, Timing], original: str
+) -> str:
+    """`chosen`, or the fastest that is `preferred` where `chosen` is not surely faster than that.
+
+    Args:
+        chosen: what `choose` said.
+        preferred: what is expected to be the fastest for other reasons than these timings.
+        timings: of all of them.
+        original: what a preferred one must surely beat as well.
+    """
+    known = {name: timings[name] for name in preferred if name in timings}
+    if chosen == original or chosen in known or not known:
+        return chosen
+    rival = choose(known | {original: timings[original]}, original)
+    if rival == original or faster(timings[chosen], timings[rival]).confidence >= 0.95:
+        return chosen
+    return rival
 
 
 def quiet(*, limit_s: float = 0.05, step_s: float = 1e-3) -> float:

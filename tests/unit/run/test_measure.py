@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from whet.errors import WhetError
-from whet.run.measure import Comparison, Timing, choose, faster, interleaved, quiet
+from whet.run.measure import Comparison, Timing, choose, faster, interleaved, quiet, rather
 
 
 class World:
@@ -197,6 +197,20 @@ def test_many_candidates_need_more_rounds():
     equal = Timing((1.0,) * 5)
     assert choose({"o": original, "a": fast}, "o") == "a"
     assert choose({"o": original, "a": fast, "b": equal, "c": equal}, "o") == "o"
+
+
+def test_what_is_preferred_stays_unless_another_is_surely_faster():
+    slow = Timing((2.0,) * 12)
+    close = {"original": slow, "a": Timing((1.0, 1.02) * 6), "b": Timing((1.01, 1.0) * 6)}
+    assert choose(close, "original") in ("a", "b")
+    assert rather("a", ["b"], close, "original") == "b"
+    assert rather("b", ["b"], close, "original") == "b"
+    assert rather("a", [], close, "original") == "a"
+    assert rather("original", ["b"], close, "original") == "original"
+    sure = close | {"a": Timing((0.8,) * 12)}
+    assert rather("a", ["b"], sure, "original") == "a"
+    useless = close | {"b": Timing((2.0,) * 12)}
+    assert rather("a", ["b"], useless, "original") == "a"
 
 
 def test_quiet_waits_no_longer_than_its_limit():
