@@ -64,7 +64,7 @@ SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"}
 
 MEASURE_S = 6.0
 HOPELESS = 1.5  # times the fastest after a few rounds, from which on nothing is measured further
-TUNING_S = 25.0  # seconds that tuning leaves for what comes after it
+TUNING_S = 28.0  # seconds that tuning leaves for what comes after it
 
 
 def optimize(
@@ -164,6 +164,7 @@ class _Walk:
     began: float = field(default_factory=time.monotonic)
     recalls: int = 0
     unsure: bool = False
+    tuned_whole: bool = False
 
     def __post_init__(self) -> None:
         libraries, region = ("libraries" not in self.disable, "regions" not in self.disable)
@@ -256,7 +257,7 @@ class _Walk:
                     for name, variant in self._affordable(variants):
                         name = f"native-{name}" if name else "native"
                         candidates += self._natives(name, variant, captured)
-            if self._left() < 0.5 * self.budget_s and len(candidates) > 2:
+            if self._left() < 0.5 * self.budget_s and len(candidates) > 2 and self.tuned_whole:
                 variants = []  # there are programs already, and most of those are better
             if "libraries" not in self.disable and variants:
                 with self._phase("kernels"):
@@ -366,6 +367,8 @@ class _Walk:
         tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
         start = fused(graph.graph, tuner).partition
         yield from self._natives("generated", graph, captured, (start, tuner))
+        self.tuned_whole = not tuner.undecided
+        self.chooser.failures.update(tuner.failures)
         if self.tune_s > 0:
             yield from self._improved(graph, captured, start, tuner)
         seconds = self._left() - TUNING_S - 2  # kernels are tuned as long as that

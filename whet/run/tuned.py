@@ -85,6 +85,7 @@ class Tuner:
         threads: that kernels may use.
         budget: when it has run out, what is not on file is left to the library.
         measured, hits: clusters decided here, and taken from the store.
+        undecided: how often a group was left to the library because the budget had run out.
         groups: what was asked for, by place.
         asked: how often a program has had a piece made, by place.
         failures: reason to count, of drafts that did not run.
@@ -98,6 +99,7 @@ class Tuner:
     budget: Budget = field(default_factory=Budget)
     measured: int = 0
     hits: int = 0
+    undecided: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     decided: dict[str, Decision] = field(default_factory=dict)
@@ -131,6 +133,8 @@ class Tuner:
         if place not in self.decided:
             found = self._recall(place)
             if found is None and self.budget.stop() is not None:
+                self.undecided += 1
+                self.failures["no time to tune: left to the library"] += 1
                 return Decision(LIBRARY, math.inf, {})
             self.decided[place] = found or self._measure(place, closed, operands, results)
         return self.decided[place]
