@@ -10,7 +10,7 @@ series takes over there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from whet.ir.types import DType
 
@@ -125,8 +125,3 @@ def w_floordiv(a, b):
 def prelude(text: str) -> str:
     """The helpers that a text uses, itself not among them."""
     return "".join(code for name, code in HELPERS.items() if f"{name}" in text)
-
-
-def spoken(functions: Iterable[str]) -> list[str]:
-    """Those of `functions` for which there is no word."""
-    return sorted(fn for fn in functions if fn not in WORDS)

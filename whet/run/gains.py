@@ -85,6 +85,8 @@ class Stopwatch:
                 return None
             try:
                 self._known[key] = self._timed(graphs)
+            # What a library raises over a part on its own is no reason to give up the whole walk;
+            # None leaves the decision to the prediction.
             except (WhetError, RuntimeError, NotImplementedError, TypeError, ValueError):
                 self._known[key] = None
         return self._known[key]
