@@ -36,6 +36,7 @@ from whet.search import Budget
 
 _NODES, _ROUNDS, _MATCHES = 1500, 5, 400
 _BOUNDED = 3
+_AGAIN_S = 0.5  # from one ring of the alarm to the next
 SECONDS = 60.0
 """Seconds of processor time for one conjecture, and as many again for its derivation."""
 
@@ -157,22 +158,31 @@ class _OutOfTime(BaseException):
 def _limited(seconds: float) -> Iterator[None]:
     """Raises `_OutOfTime` after so many seconds of processor time, where signals can be had.
 
-    A machine that is busy with something else, or a process that is held, costs nothing.
+    A machine that is busy with something else, or a process that is held, costs nothing. The alarm
+    goes on ringing, as an exception that is raised inside a callback of the solver's is lost; and
+    what is delivered late, after everything is over, finds a handler: it would kill the process.
     """
     if threading.current_thread() is not threading.main_thread() or not seconds:
         yield
         return
+    over = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _OutOfTime
+        if not over:
+            raise _OutOfTime
 
     before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN_S)
     try:
-        yield
+        try:
+            yield
+        finally:  # twice, in case the alarm rings just here
+            over = True
     finally:
+        over = True
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-        signal.signal(signal.SIGPROF, before)
+        if callable(before):
+            signal.signal(signal.SIGPROF, before)
 
 
 def derivation(
