@@ -76,3 +76,7 @@ class UnsupportedError(WhetError):
 
 class SearchError(WhetError):
     """A search that was set up wrongly, or whose journal cannot be read or replayed."""
+
+
+class MissingError(WhetError):
+    """A package that is not installed, and that only a part of whet needs."""

@@ -21,9 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from whet.errors import WhetError
+from whet.errors import MissingError, WhetError
 from whet.machine.device import KINDS, Curve, Device
 from whet.machine.link import Link, Timing
 from whet.machine.topology import Level, Node, Topology
@@ -73,7 +71,7 @@ def text_of(name: str) -> Text:
             raise WhetError(
                 "a change of a machine needs a value", expected="path=value", got=change, where=name
             )
-        text = overridden(text, path.strip(), yaml.safe_load(value))
+        text = overridden(text, path.strip(), _yaml().safe_load(value))
     return text
 
 
@@ -106,6 +104,7 @@ def parse(file: Path) -> Text:
     Raises:
         WhetError: the file cannot be read, is no YAML, or of another version.
     """
+    yaml = _yaml()
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as fault:
@@ -312,11 +311,34 @@ def _only(row: Mapping[str, Any], known: tuple[str, ...] | list[str], where: str
 
 def write(text: Mapping[str, Any]) -> str:
     """A machine's text as YAML, a measured point on a line; `parse` reads it back."""
+    yaml = _yaml()
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]
+        """Knows rows and columns."""
+
+    kind = "tag:yaml.org,2002:seq"
+    Dumper.add_representer(_Row, lambda d, row: d.represent_sequence(kind, row, True))
+    Dumper.add_representer(_Column, lambda d, rows: d.represent_sequence(kind, rows, False))
     head = "# Units: memory GB, bandwidth GB/s, peak TFLOP/s, latency and launch us, rates G/s.\n"
     body: str = yaml.dump(
-        _rows(text), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100
+        _rows(text), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=100
     )
     return head + body
+
+
+def _yaml() -> Any:
+    """Plans for one device, and running them, do without the package.
+
+    Raises:
+        MissingError: it is not installed.
+    """
+    try:
+        import yaml
+    except ImportError as fault:
+        raise MissingError(
+            "machines are described in YAML", got=fault, hint="pip install pyyaml"
+        ) from fault
+    return yaml
 
 
 class _Row(list):  # type: ignore[type-arg]
@@ -325,19 +347,6 @@ class _Row(list):  # type: ignore[type-arg]
 
 class _Column(list):  # type: ignore[type-arg]
     """A list with a line for each element."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Knows rows and columns."""
-
-
-_Dumper.add_representer(
-    _Row, lambda dumper, row: dumper.represent_sequence("tag:yaml.org,2002:seq", row, True)
-)
-
-_Dumper.add_representer(
-    _Column, lambda dumper, rows: dumper.represent_sequence("tag:yaml.org,2002:seq", rows, False)
-)
 
 
 def _rows(at: Any, key: str = "") -> Any:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
+from whet.errors import MissingError
 from whet.ir.types import Monomial, Poly, Quotient, Size
 
 Facts = frozenset[Size]
@@ -32,6 +33,24 @@ _REAL_EFFORT = 3_000_000
 
 class TooManyQueries(Exception):
     """A proof asks more than it may."""
+
+
+def _z3() -> Any:
+    try:
+        import z3
+    except ImportError as fault:
+        raise MissingError(
+            "rules that were not proven before need z3", got=fault, hint="pip install z3-solver"
+        ) from fault
+    return z3
+
+
+def is_there() -> bool:
+    """Whether questions can be asked here; where not, each raises `MissingError`."""
+    try:
+        return bool(_z3())
+    except MissingError:
+        return False
 
 
 def negation(fact: Size) -> Size:
@@ -146,7 +165,7 @@ class Integers:
         return self._answers[key]
 
     def _ask(self, known: Facts, fact: Size) -> bool:
-        import z3
+        z3 = _z3()
 
         self.queries += 1
         if self.queries > _MOST:
@@ -217,7 +236,7 @@ class Integers:
     def _at_least_0(self, size: Size, used: dict[Monomial, Any]) -> Any:
         """`size >= 0` for Z3; the products that it speaks of are added to `used`."""
         if size not in self._linear:
-            import z3
+            z3 = _z3()
 
             rows = Poly.of(size).terms
             unknowns = [(m, z3.Int("*".join(map(repr, m)))) for m, _ in rows if m]
@@ -237,7 +256,7 @@ class Reals:
 
     def unknown(self, name: str, *, positive: bool = False) -> Value:
         """A number, the same one for each name."""
-        import z3
+        z3 = _z3()
 
         if name not in self._known:
             self._known[name] = z3.Real(f"r{len(self._known)}")
@@ -255,13 +274,13 @@ class Reals:
 
     def total(self, parts: Sequence[Value]) -> Value:
         """The sum of the parts."""
-        import z3
+        z3 = _z3()
 
         return z3.Sum([z3.RealVal(0), *parts])
 
     def product(self, by: Fraction, parts: Sequence[Value]) -> Value:
         """A number times the product of the parts."""
-        import z3
+        z3 = _z3()
 
         found = z3.RealVal(str(by))
         for p in parts:
@@ -270,7 +289,7 @@ class Reals:
 
     def largest(self, parts: Sequence[Value]) -> Value:
         """The largest of the parts."""
-        import z3
+        z3 = _z3()
 
         found = parts[0]
         for p in parts[1:]:
@@ -279,7 +298,7 @@ class Reals:
 
     def test(self, kind: str, value: Value) -> Value:
         """1 where a value is "<0" or "==0", as `kind` says, else 0."""
-        import z3
+        z3 = _z3()
 
         return z3.If(value < 0 if kind == "<0" else value == 0, z3.RealVal(1), z3.RealVal(0))
 
@@ -288,7 +307,7 @@ class Reals:
 
         Effort is bounded by Z3's own count.
         """
-        import z3
+        z3 = _z3()
 
         solver = z3.Solver()
         solver.set("rlimit", _REAL_EFFORT)

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 
-from whet.errors import RecordError
+from whet.errors import MissingError, RecordError
 from whet.ir.expr import Call, Load, Reduce, walk
 from whet.ir.graph import Node, topological
 from whet.ir.ops import TABLE, record_of
@@ -78,7 +78,7 @@ class Prover:
             return Unknown(statement, "no sizes were found at which the left side exists")
         try:
             found = derive(statement, trials)
-        except (Unreadable, TooManyQueries, RecordError, ConjectureError) as fault:
+        except (Unreadable, TooManyQueries, MissingError, RecordError, ConjectureError) as fault:
             return Unknown(statement, str(fault))
         if isinstance(found, Proof):
             self.queries += found.queries

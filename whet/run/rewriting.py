@@ -18,8 +18,10 @@ import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from whet.errors import MissingError
 from whet.ir.graph import Graph, Node
 from whet.ir.text import parse_graph, print_graph
+from whet.rewrite import integers
 from whet.rewrite.certificate import Line
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
@@ -155,6 +157,9 @@ def rewritten(
     """The graphs worth compiling: all rules first, then without those in doubt, then without any,
     as far as these differ.
 
+    Without z3 the rules are those that the store has proofs of, without highspy regions stay as
+    they are; `stop` of the first says so.
+
     Args:
         watch: times the parts that change; without one predictions decide.
         rules: that may be used; all that are shipped by default.
@@ -172,7 +177,14 @@ def rewritten(
         if slow:
             folded, _ = _searched(plain, rules.without(slow).sure, prover, budget, training)
         folded = replace(folded, gains=tuple(gains))
-    best = _solved(folded, rules, prover, budget, watch, training)
+    lacking = [] if integers.is_there() else ["no z3: rules proven before, and no others"]
+    try:
+        best = _solved(folded, rules, prover, budget, watch, training)
+    except MissingError as fault:
+        best = folded
+        lacking.append(f"{fault.summary}: {fault.got}")
+    if lacking:
+        best = replace(best, stop="; ".join((best.stop, *lacking)))
     return list({r.graph.digest: r for r in (plain, folded, best)}.values())[::-1]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from whet.errors import SearchError
+from whet.errors import MissingError, SearchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +98,14 @@ def minimize(
 
     Raises:
         SearchError: a cost is not finite, a row names a column that is not there, or the solver
-            is missing or fails.
+            fails.
+        MissingError: the solver is not installed.
     """
     _validate(costs, constraints)
     try:
         import highspy
     except ImportError as error:
-        raise SearchError(
+        raise MissingError(
             "integer programs need highspy",
             got=error,
             hint="pip install highspy -c constraints.txt",

@@ -1,0 +1,81 @@
+"""Where only torch, numpy and triton are: everything that runs does, what searches says what it
+lacks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+WITHOUT = """
+import sys
+
+ABSENT = {"yaml", "z3", "highspy", "lightgbm", "onnx", "onnxscript", "onnxruntime", "openvino"}
+
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        absent = name.partition(".")[0] in ABSENT
+        return None if absent else self.finder.find_spec(name, path, target)
+
+
+sys.meta_path[:] = [Without(f) for f in sys.meta_path]
+"""
+"""A prelude of programs: these packages are not installed here."""
+
+
+def lean(program: str, tmp_path: Path, **env: str) -> str:
+    """What a program prints in a process of its own, without the packages and with a new store."""
+    path = os.pathsep.join([str(ROOT), *(p for p in sys.path if p)])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT + program], check=False,
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "WHET_CACHE": str(tmp_path / "cache"), **env},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_model_is_optimized_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    said = lean(
+        """
+import torch
+import whet
+from torch import nn
+from whet.errors import MissingError
+from whet.machine.preset import topology
+
+assert not ABSENT & set(sys.modules)
+model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.LayerNorm(24)).eval()
+x = torch.randn(3, 16)
+off = {"native", "regions", "libraries"}
+fast = whet.optimize(model, (x,), budget_s=2, disable=off)
+with torch.no_grad():
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
+print(fast.report.stop)
+try:
+    topology("h100x8")
+except MissingError as fault:
+    print(fault)
+assert not ABSENT & set(sys.modules)
+""",
+        tmp_path,
+    )
+    assert "no z3: rules proven before, and no others" in said
+    assert "integer programs need highspy" in said
+    assert "pip install pyyaml" in said
+
+
+def test_the_bench_for_devices_begins(tmp_path: Path) -> None:
+    program = "import bench.gpu\ntry:\n    bench.gpu.main(['--help'])\nexcept SystemExit:\n    pass\n"
+    assert "--part" in lean(program, tmp_path)
+    said = lean("import bench.gpu\nprint(bench.gpu.main(['--part', 'check']))", tmp_path)
+    assert "torch finds no NVIDIA GPU" in said
