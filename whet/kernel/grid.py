@@ -154,7 +154,11 @@ class _Root:
             if not d.do(Shadow(stores[-1].buffer)):
                 return {self.root}
             self.fences.add(stores[-1].buffer)
-            self.root = next(v for v in d.kernel.loops if v not in known)
+            made = [v for v in d.kernel.loops if v not in known]
+            if not made:  # a lone number: one program sums it, in pieces
+                Inside(d, self.cut, "", self.fences).mark(self.root)
+                return {s.var for s in d.kernel.body if isinstance(s, Loop)} - known | {self.root}
+            self.root = made[0]
         self._apart()
         before = d.copy()
         for inside in (True, False):  # with what it reads computed within, or by itself
@@ -193,9 +197,9 @@ class _Root:
             s.var for s in loops
             if all(s.var in m.values() for n, m in maps.items() if n in folded)
         ]  # fmt: skip
-        if maps and not outer:
-            return False
         sums = [s for s in products(k) if s.buffer in maps]
+        if maps and not outer and (sums or not self._lone(k, maps, loops)):
+            return False
         roles = self._roles(outer, sums, maps)
         steps = self._steps(k, loops, stores, outer, roles, sums)
         inner = [s.var for s in loops if s.var not in outer]
@@ -211,6 +215,12 @@ class _Root:
         if over:
             d.do(Grid(tuple(over)))
         return True
+
+    def _lone(self, k: Kernel, maps: Mapping[str, object], loops: Sequence[Loop]) -> bool:
+        """A single short row, with all that it waits for: one program does everything."""
+        others = [s for s in k.body if isinstance(s, Loop) and s.var != self.root]
+        waits = all(x.buffer in maps for x, _, _ in leaves(others))
+        return waits and math.prod(map(turns, loops)) <= self.cut.row
 
     def _roles(
         self, outer: Sequence[str], sums: Sequence[Update], maps: Mapping[str, Mapping[int, str]]

@@ -117,10 +117,10 @@ class Inside:
         names = [s.var for s in body if isinstance(s, Loop) and s.kind == "serial"]
         for var in reversed(names):  # users first: what they read a piece of is made in pieces
             if var in self.d.kernel.loops:
-                self._mark(var)
+                self.mark(var)
 
-    def _mark(self, var: str) -> None:
-        """One nest; moves make statements anew, so they are looked up by name."""
+    def mark(self, var: str) -> None:
+        """One nest as blocks; moves make statements anew, so they are looked up by name."""
         d = self.d
         s = d.kernel.loop(var)
         if s.kind == "block":
@@ -128,7 +128,7 @@ class Inside:
         loops = nest(s)
         if any(isinstance(x, Loop) for x in loops[-1].body):
             for name in [x.var for x in loops[-1].body if isinstance(x, Loop)]:
-                self._mark(name)
+                self.mark(name)
             return
         leaf = [x for x, _, _ in leaves((s,))][-1]
         order = self._pieces(loops, leaf)
@@ -155,7 +155,7 @@ class Inside:
             body = [x.var for x in d.kernel.loop(v).body if isinstance(x, Loop)]
             for x in reversed([x for x in body if x not in before]):
                 if x in d.kernel.loops:
-                    self._mark(x)
+                    self.mark(x)
 
     def _wide(self, step: str) -> set[str]:
         """Tiles of which a loop's body reads a piece."""

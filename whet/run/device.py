@@ -28,8 +28,8 @@ from whet.backend.triton_text import Module, module
 from whet.errors import InputError, WhetError
 from whet.fuse.partition import Cluster
 from whet.fuse.seed import seed
-from whet.ir.cost import graph_floor
-from whet.ir.graph import Graph, Node, leaf, rebuilt
+from whet.ir.cost import node_cost
+from whet.ir.graph import Graph, Node
 from whet.kernel.block import launch_of
 from whet.kernel.legal import Illegal
 from whet.kernel.lower import lower
@@ -213,25 +213,18 @@ def _library(closed: Cluster) -> Callable[[Sequence[Tensor]], list[Tensor]]:
 
 
 def library_seconds(closed: Cluster, gpu: Gpu) -> float:
-    """What library calls should take: each operator by itself, by the roofline, at 85%."""
+    """What library calls should take: each operator by itself, by the roofline, at 85%; views of
+    memory, and what is picked from a call with several results, nothing."""
     total = 0.0
     for n in closed.graph.nodes:
-        if n.is_leaf or not n.args:
+        if n.is_leaf or not n.args or n.op in aten.VIEWS or n.op == "item":
             continue
-        floor = graph_floor(_alone(n))
-        flops = float(floor.flops) if isinstance(floor.flops, int) else 0.0
-        moved = float(floor.bytes) if isinstance(floor.bytes, int) else 0.0
+        cost = node_cost(n)
+        flops = float(cost.flops) if isinstance(cost.flops, int) else 0.0
+        moved = float(cost.bytes) if isinstance(cost.bytes, int) else 0.0
         kind = n.dtype.value
         total += gpu.launch + max(flops / gpu.rate(kind), moved / gpu.bandwidth) / 0.85
     return total
-
-
-def _alone(n: Node) -> Graph:
-    names: dict[Node, Node] = {}
-    for k, a in enumerate(n.operands):
-        names.setdefault(a, leaf("input", f"x{k}", a.type))
-    made = rebuilt(n, [None if a is None else names[a] for a in n.args])
-    return Graph(tuple(names.values()), (made,))
 
 
 def _close(got: Tensor, want: Tensor) -> bool:

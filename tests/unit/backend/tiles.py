@@ -135,6 +135,14 @@ KINDS: Mapping[str, Kind] = {
     "norm, long rows": Kind(
         _one("layer_norm", (3, 700), (700,), (700,), eps=1e-5, size=(700,)), Cut(row=256)
     ),
+    "norm, one row": Kind(
+        _one("layer_norm", (1, 700), (700,), (700,), eps=1e-5, size=(700,)), quick=True
+    ),
+    "norm, one long row": Kind(
+        _one("layer_norm", (1, 900), (900,), (900,), eps=1e-5, size=(900,)),
+        Cut(row=256),
+        launches=2,
+    ),
     "norm of a sum": Kind(_norm_of_sum),
     "softmax": Kind(_one("softmax", (5, 37), axis=1), quick=True),
     "softmax, long rows": Kind(_one("softmax", (3, 700), axis=1), Cut(row=256)),
