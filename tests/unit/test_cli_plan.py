@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,72 @@ def test_choices_survive_the_file(plan):
             assert said
             assert all(found[n] == c for n, c in said.items())
     assert captured(made.name, 8, made.dtype).order == made.training.model.order
+
+
+def parallelized(model, tmp_path, *words):
+    """A plan that the search finds, and what it says of itself."""
+    file = tmp_path / "plan.yaml"
+    command = ["parallelize", f"models:{model}:small", "--batch", "8", "--plan", str(file), *words]
+    assert cli.main(command) == 0
+    return file, planfile.load(file.read_text())
+
+
+def torchrun(file, ranks, tmp_path):
+    """Ten steps under torchrun, compared with one process."""
+    answer = tmp_path / "answer.json"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
+        "--standalone", "-m", "whet", "run", str(file), "--compare", "--optimizer", "sgd",
+        "--json", str(answer),
+    ]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(answer.read_text())
+
+
+def test_what_is_found_for_the_host_runs_under_torchrun(tmp_path, capsys):
+    file, data = parallelized("dlrm", tmp_path, "--machine", "host", "--budget", "4s")
+    said = capsys.readouterr().out
+    assert "zero_bubble schedules: simulated only" in said
+    assert "values equal on 2 ranks" in said
+    assert data["proof"]["equal"] is True
+    assert data["proof"]["error"] < 1e-9
+    assert data["source"]["dtype"] == "float32"
+    found = torchrun(file, 2, tmp_path)
+    assert len(found["losses"]) == 10
+    assert found["loss_error"] < 1e-4
+    assert found["parameter_error"] < 1e-4
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("machine", ["host", "host:2"])
+@pytest.mark.parametrize("model", ["bert_large", "llama3_8b", "resnet50", "dlrm", "mixtral_8x7b"])
+def test_what_is_found_for_every_model_runs(model, machine, tmp_path):
+    file, data = parallelized(model, tmp_path, "--machine", machine, "--budget", "10s")
+    assert data["proof"]["equal"] is True
+    found = torchrun(file, data["machine"]["devices"], tmp_path)
+    assert found["loss_error"] < 1e-4
+    assert found["parameter_error"] < 1e-4
+
+
+def test_what_is_simulated_only_says_so_and_why_it_is_not_proven(tmp_path, capsys):
+    _, data = parallelized(
+        "dlrm", tmp_path, "--machine", "host", "--no-runnable", "--pin", "offload=optimizer",
+        "--budget", "2s",
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert "--runnable finds a plan that whet run executes" in said
+    assert data["proof"]["equal"] == "unknown"
+    assert "simulated only" in data["proof"]["why"]
+
+
+def test_a_proof_that_is_not_wanted_or_has_no_time_says_so(tmp_path):
+    words = ["--machine", "host", "--budget", "1s"]
+    _, data = parallelized("dlrm", tmp_path, *words, "--no-proof")
+    assert data["proof"] == {"equal": "unknown", "why": "--no-proof"}
+    _, data = parallelized("dlrm", tmp_path, *words, "--proof-budget", "0s")
+    assert "time for the proof was up" in data["proof"]["why"]
 
 
 @pytest.mark.full

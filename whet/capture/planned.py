@@ -7,8 +7,9 @@ rank(planned, options)           one rank of a run
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,15 +19,15 @@ from whet.capture.training import Training, training
 from whet.errors import WhetError
 from whet.ir.graph import Node
 from whet.machine import topology
-from whet.parallel import planfile
+from whet.parallel import executable, planfile
 from whet.parallel.choice import Choice
 from whet.parallel.compose import program
 from whet.parallel.library import Library
 from whet.parallel.pipeline import Order, deadlock, orders
 from whet.parallel.placed import Optimizer, Placed
-from whet.parallel.program import Chosen, Program, same
+from whet.parallel.program import Chosen, NotExecutable, Program
 from whet.parallel.strategy import Part, Strategy
-from whet.run.parallel.proof import PlanRefused, Proof, prove
+from whet.run.parallel.proof import PlanRefused, Proof, Unproven, prove
 from whet.run.parallel.session import Options, Run, Session, train
 from whet.run.parallel.torchdist import connect
 from whet.run.parallel.watch import Watch
@@ -95,21 +96,11 @@ def lowered(
     data: Mapping[str, Any] | None = None,
 ) -> Planned:  # fmt: skip
     """A strategy with the choices of a plan, or those that the library finds."""
-    said: dict[object, Mapping[Node, Choice]] = {}
 
-    def first(part: Part, place: int) -> Mapping[Node, Choice]:
-        key = (step.model.order[place], part.recipe, part.devices)
-        if key not in said:
-            found = planfile.choices(dict(data), library, part, place) if data else None
-            if found is None:
-                found = dict(library.choices_of(part, place, strategy.microbatches))
-            said[key] = found
-        return said[key]
+    def first(part: Part, place: int) -> Mapping[Node, Choice] | None:
+        return planfile.choices(dict(data), library, part, place) if data else None
 
-    def chosen(part: Part, place: int) -> Mapping[Node, Choice]:
-        to = same(step.model.layers[step.model.order[place]], step.model.rows[place])
-        return {to.get(n, n): c for n, c in first(part, place).items()}
-
+    chosen = executable.chosen(library, strategy, first)
     return completed(name, dtype, step, library, strategy, chosen)
 
 
@@ -122,13 +113,20 @@ def completed(
     return Planned(name, dtype, step, library, strategy, placed, made, chosen)
 
 
-def refuse(plan: Planned, *, seeds: int = 2, make: Options | None = None) -> Proof:
+def refuse(
+    plan: Planned, *, seeds: int = 2, make: Options | None = None,
+    over: Callable[[], bool] = lambda: False,
+) -> Proof:  # fmt: skip
     """Refuse a plan that is not fit to run.
 
     The proof is of the plan itself where its model is small enough, and else of its twin at reduced
     sizes; in float64 in any case.
 
+    Args:
+        over: whether the time is up, as `prove` has it.
+
     Raises:
+        Unproven: it was not compared; says why.
         PlanRefused: it can deadlock, does not fit in memory, or is not equal to the model.
     """
     from whet.capture.twin import twin
@@ -137,9 +135,10 @@ def refuse(plan: Planned, *, seeds: int = 2, make: Options | None = None) -> Pro
     name, size = plan.name, sum(t.numel() for t in plan.training.wholes().values())
     count, most = plan.training.model.batch, max(len(plan.strategy.parts), plan.program.ranks)
     most = max(most, plan.strategy.microbatches)
-    if size > LARGEST or plan.program.ranks > RANKS:
+    reduced = size > LARGEST or plan.program.ranks > RANKS
+    if reduced:
         if not (name.startswith("models:") or ":" not in name):
-            raise PlanRefused(
+            raise Unproven(
                 "the model is too large to be proven as it is",
                 expected=f"{LARGEST} elements and {RANKS} ranks",
                 got=f"{size} and {plan.program.ranks}",
@@ -151,10 +150,33 @@ def refuse(plan: Planned, *, seeds: int = 2, make: Options | None = None) -> Pro
     step = training(name, count, "float64")
     small = twin(plan, step, most=most)
     wide = dict(step.wholes())
-    return prove(
+    proof = prove(
         small.program, small.orders, step.joint.graph, step.joint.gradients, wide,
         step.feeds(step.inputs, step.targets), make=(make or Options()).make(), seeds=seeds,
+        over=over,
     )  # fmt: skip
+    return replace(proof, reduced=reduced)
+
+
+def attempted(
+    name: str, dtype: str, step: Training, library: Library, strategy: Strategy, *, budget: float
+) -> Proof | WhetError:
+    """The proof of what a search found, or why there is none.
+
+    Args:
+        budget: seconds.
+
+    Raises:
+        PlanRefused: it was compared and is not equal, can deadlock, or does not fit.
+    """
+    from whet.capture.twin import NoTwin
+
+    end = time.monotonic() + budget
+    try:
+        plan = lowered(name, dtype, step, library, strategy)
+        return refuse(plan, over=lambda: time.monotonic() > end)
+    except (NotExecutable, NoTwin, Unproven) as why:
+        return why
 
 
 def check(plan: Planned) -> None:
@@ -222,18 +244,20 @@ def single(step: Training, options: Options) -> tuple[list[float], dict[str, Ten
 
 def compared(
     step: Training, options: Options, losses: Sequence[float], wholes: Mapping[str, Tensor] | None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """How far a run is from the same steps in one process, relatively.
 
     Returns:
         `loss_error`: the largest of any step; `parameter_error`: the largest difference of a
-        parameter or buffer, relative to its largest element.
+        parameter or buffer, relative to its largest element; `parameter`: its name.
     """
     expected, after = single(step, options)
     apart = max(abs(a - b) / max(abs(b), 1e-30) for a, b in zip(losses, expected, strict=True))
-    worst = 0.0
+    worst, farthest = 0.0, ""
     for name, t in (wholes or {}).items():
         want = after[name].double()
         size = max(float(want.abs().max()) if want.numel() else 0.0, 1e-30)
-        worst = max(worst, float((t.double() - want).abs().max()) / size if want.numel() else 0.0)
-    return {"loss_error": apart, "parameter_error": worst}
+        off = float((t.double() - want).abs().max()) / size if want.numel() else 0.0
+        if off > worst:
+            worst, farthest = off, name
+    return {"loss_error": apart, "parameter_error": worst, "parameter": farthest}

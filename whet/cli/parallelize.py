@@ -2,23 +2,28 @@
 
 MODEL is `models:NAME` (whet.capture.models) or `package.module:function`, which returns (module,
 inputs, targets, loss) for a batch size. Nothing is allocated for modules on the meta device.
+
+Where the machine is processes of a host, what is found is what `whet run` executes; elsewhere the
+search may use all that the simulator prices (`--runnable`, `--no-runnable` say otherwise). Before a
+plan is written it is proven equal, or it says why it was not.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from whet.capture.training import captured
+from whet.capture.training import Training, training
 from whet.cli.console import Console
 from whet.cli.options import seconds
 from whet.errors import WhetError
 from whet.machine import Topology, sweep, topology
-from whet.parallel import explain, planfile
-from whet.parallel.blocks import Model
+from whet.parallel import executable, explain, planfile
 from whet.parallel.library import Library
+from whet.parallel.limits import EXECUTED, SIMULATED, Limits
 from whet.parallel.pins import NAMES, Pins
 from whet.parallel.pipeline import deadlock
 from whet.parallel.placed import Optimizer
@@ -37,11 +42,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what is given already: {', '.join(NAMES)}, or a parameter by its name"
         " (*.up.weight=0:tensor, *.norm.weight=whole); once for each",
     )  # fmt: skip
-    parser.add_argument("--dtype", default="bfloat16", help="of the weights (default: bfloat16)")
+    parser.add_argument(
+        "--dtype", help="of the weights (default: bfloat16; float32 on processes of a host)"
+    )
+    parser.add_argument(
+        "--runnable", action=argparse.BooleanOptionalAction,
+        help="only what whet run executes (default: where the machine is processes of a host)",
+    )  # fmt: skip
     parser.add_argument("--budget", type=seconds, default=60.0, metavar="TIME")
     parser.add_argument("--no-seeds", action="store_true", help="without expert strategies")
     parser.add_argument("--explain", action="store_true", help="say why blocks are cut so")
     parser.add_argument("--sweep", metavar="NAME=A..B", help="vary a parameter of the machine")
+    parser.add_argument("--no-proof", action="store_true", help="do not prove the plan equal")
+    parser.add_argument(
+        "--proof-budget", type=seconds, default=60.0, metavar="TIME",
+        help="after which a proof is given up (default: 60s)",
+    )  # fmt: skip
     parser.add_argument("--plan", type=Path, metavar="FILE", help="write the plan as YAML")
 
 
@@ -58,8 +74,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
             hint="say it in the machine's name: h100x8:4 is four nodes",
         )  # fmt: skip
     pins = Pins.of(args.pin)
+    if args.dtype is None:
+        args.dtype = "float32" if cluster.here else "bfloat16"
+    if args.runnable is None:
+        args.runnable = cluster.here
     began = time.monotonic()
-    model = captured(args.model, args.batch, args.dtype)
+    step = training(args.model, args.batch, args.dtype)
+    model = step.model
     console.say(f"captured in {time.monotonic() - began:.1f} s: {len(model.order)} blocks,"
                 f" {len(model.layers)} distinct")  # fmt: skip
     pins.checked(model, cluster.size)
@@ -67,21 +88,26 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.sweep:
         path, values = sweep(args.sweep)
         machines = [(f"{path}={v:g}", topology(f"{args.machine},{path}={v:g}")) for v in values]
-    found = searched(args, model, machines, pins, console)
+    found = searched(args, step, machines, pins, console)
     rows = []
-    for name, library, one in found:
-        rows.append({"machine": name, **result(library, one)})
-        console.print(text(name, one, library, reasons=args.explain))
+    for name, library, one, limits in found:
+        console.print(text(name, one, library, limits, reasons=args.explain))
+        proof: dict[str, Any] = {}
+        if args.plan or not args.sweep:
+            refused(library, one)
+            proof, said = proven(args, step, library, one)
+            console.print(f"  {said}")
+        rows.append({"machine": name, **result(library, one, limits, proof)})
         if args.plan:
             named = args.machine if not args.sweep else f"{args.machine},{name}"
             source = {"model": args.model, "dtype": args.dtype, "machine": named}
-            refused(library, one)
-            args.plan.write_text(planfile.write(library, one, source), encoding="utf-8")
+            args.plan.write_text(planfile.write(library, one, source, proof), encoding="utf-8")
     if not args.sweep:
         console.finish(rows[0])
         return 0
     points = [
-        (v, one.best, one.simulated.seconds) for v, (_, _, one) in zip(values, found, strict=True)
+        (v, one.best, one.simulated.seconds)
+        for v, (_, _, one, _) in zip(values, found, strict=True)
     ]
     lines = explain.changes(points)
     console.print(f"{path}: " + ("the best plan stays the same" if not lines else
@@ -93,25 +119,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def searched(
-    args: argparse.Namespace, model: Model, machines: list[tuple[str, Topology]], pins: Pins,
+    args: argparse.Namespace, step: Training, machines: list[tuple[str, Topology]], pins: Pins,
     console: Console,
-) -> list[tuple[str, Library, Found]]:  # fmt: skip
+) -> list[tuple[str, Library, Found, Limits]]:  # fmt: skip
     """What is found for each machine.
 
     Of a sweep, each point is tried with what was found for the others too, so that where the best
     plan changes says something about the machine and nothing about the search's luck.
     """
-    found: list[tuple[str, Library, Found]] = []
+    found: list[tuple[str, Library, Found, Limits]] = []
     for name, machine in machines:
-        library = Library.of(model, machine, optimizer(args.dtype), pins)
-        known = [one.best for _, _, one in found]
+        library = Library.of(step.model, machine, optimizer(args.dtype), pins)
+        known = [one.best for _, _, one, _ in found]
+        limits = executable.limits(library) if args.runnable else SIMULATED
         search = Search(
             library, seeds=not args.no_seeds, pins=pins, budget=args.budget, also=known,
+            limits=limits,
             says=lambda line, name=name: console.say(f"{name}: {line}"),  # type: ignore[misc]
         )  # fmt: skip
-        found.append((name, library, search.run()))
-    every = list(dict.fromkeys(one.best for _, _, one in found))
-    return [(name, library, better(library, one, every)) for name, library, one in found]
+        found.append((name, library, search.run(), limits))
+    every = list(dict.fromkeys(one.best for _, _, one, _ in found))
+    return [(name, at, better(at, one, every), limits) for name, at, one, limits in found]
 
 
 def better(library: Library, found: Found, others: list[Strategy]) -> Found:
@@ -127,7 +155,7 @@ def better(library: Library, found: Found, others: list[Strategy]) -> Found:
 
 
 def refused(library: Library, found: Found) -> None:
-    """Write no plan that cannot be run: the proof of equality is `whet run`'s.
+    """Write no plan that cannot be run.
 
     Raises:
         WhetError: its schedule can deadlock, or it does not fit in memory.
@@ -141,15 +169,41 @@ def refused(library: Library, found: Found) -> None:
         )  # fmt: skip
 
 
+def proven(
+    args: argparse.Namespace, step: Training, library: Library, found: Found
+) -> tuple[dict[str, Any], str]:
+    """The proof of a plan for its file, and a line for a reader.
+
+    Raises:
+        PlanRefused: it does not compute what the model computes.
+    """
+    from whet.capture.planned import attempted
+    from whet.run.parallel.proof import Proof
+
+    if args.no_proof:
+        return {"equal": "unknown", "why": "--no-proof"}, "proof: none was asked for"
+    came = attempted(
+        args.model, args.dtype, step, library, found.best, budget=args.proof_budget
+    )  # fmt: skip
+    if isinstance(came, Proof):
+        return {"equal": True, **asdict(came)}, f"proof: {came}"
+    why = came.summary + (f" ({came.got})" if came.got is not None else "")
+    return {"equal": "unknown", "why": why}, f"proof: none: {why}"
+
+
 def optimizer(dtype: str) -> Optimizer:
     """Adam; with a master copy where weights are narrow."""
     return Optimizer(8, 4, 12) if dtype == "float32" else Optimizer(12, 4, 12)
 
 
-def result(library: Library, found: Found) -> dict[str, object]:
+def result(
+    library: Library, found: Found, limits: Limits, proof: dict[str, Any]
+) -> dict[str, object]:
     """The search's result as data."""
     return {
-        "plan": planfile.data(library, found),
+        "plan": planfile.data(library, found, proof=proof),
+        "left_out": limits.left_out(),
+        "runs": EXECUTED.allow(found.best),
         "seconds": found.simulated.seconds,
         "memory": list(found.simulated.memory),
         "baselines": {k: {"seconds": r.seconds, "strategy": str(s)}
@@ -162,7 +216,7 @@ def result(library: Library, found: Found) -> dict[str, object]:
     }  # fmt: skip
 
 
-def text(name: str, found: Found, library: Library, *, reasons: bool) -> str:
+def text(name: str, found: Found, library: Library, limits: Limits, *, reasons: bool) -> str:
     """The result for a reader."""
     r = found.simulated
     lines = [
@@ -173,6 +227,11 @@ def text(name: str, found: Found, library: Library, *, reasons: bool) -> str:
             f" and {found.solved} blocks in {found.seconds:.1f} s ({found.stop})"
         ),
     ]
+    if limits != SIMULATED:
+        lines += ["  left out, since whet run refuses it:"]
+        lines += [f"    {row}" for row in limits.left_out()]
+    elif over := next(EXECUTED.excess(found.best), None):
+        lines.append(f"  simulated only: {over}; --runnable finds a plan that whet run executes")
     for family, (s, ran) in sorted(found.baselines.items(), key=lambda x: x[1][1].seconds):
         lines.append(f"  {family:<9}{ran.seconds:10.4g} s  {ran.seconds / r.seconds:5.2f}x  {s}")
     if reasons:

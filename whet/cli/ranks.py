@@ -167,6 +167,6 @@ def _rank(args: argparse.Namespace, console: Console) -> int:
     if args.compare and result.first == 0:
         found |= glue.compared(plan.training, options, losses, wholes)
         console.print(f"against one process: losses {found['loss_error']:.2g} apart, parameters"
-                      f" {found['parameter_error']:.2g}")  # fmt: skip
+                      f" {found['parameter_error']:.2g} {found['parameter']}".rstrip())  # fmt: skip
     console.finish(found)
     return 0

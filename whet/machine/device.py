@@ -27,6 +27,8 @@ from itertools import product
 from whet.errors import WhetError
 
 KINDS = ("contraction", "window", "fused", "stream", "gather", "recurrence")
+PROCESS = "process"  # a device that is a process of a host, as `whet machine measure` names it
+
 # A class without a curve of its own behaves like another one.
 LIKE = {
     "window": "contraction",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from whet.errors import WhetError
-from whet.machine.device import Device
+from whet.machine.device import PROCESS, Device
 from whet.machine.link import Link, Timing
 from whet.machine.mesh import Mesh, Span
 
@@ -74,6 +74,11 @@ class Topology:
     def size(self) -> int:
         """How many devices there are."""
         return sum(node.count * node.devices for node in self.nodes)
+
+    @property
+    def here(self) -> bool:
+        """Whether its devices are processes, which any host can start."""
+        return all(node.device.name == PROCESS for node in self.nodes)
 
     def device(self, index: int) -> Device:
         """The device of that number.

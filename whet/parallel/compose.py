@@ -19,10 +19,9 @@ from whet.parallel.blocks import Layer, Model, generated
 from whet.parallel.choice import Choice, Factors, samples, tails
 from whet.parallel.cut import known
 from whet.parallel.library import MICRO, boundary
+from whet.parallel.limits import EXECUTED
 from whet.parallel.parts import Marks
-from whet.parallel.placed import OFFLOADS
 from whet.parallel.program import (
-    SCHEDULES,
     Bucket,
     Chosen,
     Compute,
@@ -57,15 +56,13 @@ def program(model: Model, strategy: Strategy, chosen: Chosen) -> Program:
 
 
 def _check(model: Model, strategy: Strategy) -> None:
-    if strategy.schedule not in SCHEDULES and strategy.groups > 1:
+    for over in EXECUTED.excess(strategy):
         raise NotExecutable(
-            "this schedule is simulated only", expected=", ".join(SCHEDULES), got=strategy.schedule
-        )
-    for k, p in enumerate(strategy.parts):
-        if p.offload & OFFLOADS:
-            raise NotExecutable("offload is simulated only", got=sorted(p.offload), where=k)
-        if p.shares:
-            raise NotExecutable("uneven replicas are simulated only", got=p.shares, where=k)
+            f"{over.what}: simulated only", expected=over.expected, got=over.got,
+            where=None if over.where is None else f"stage {over.where}",
+            hint="whet parallelize --runnable finds a plan that runs",
+        )  # fmt: skip
+    for p in strategy.parts:
         data = p.recipe.size("data")
         if model.batch % (strategy.microbatches * data):
             raise NotExecutable(

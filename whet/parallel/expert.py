@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from whet.ir.graph import Node
 from whet.parallel.choice import Choice
 from whet.parallel.intra import Problem
+from whet.parallel.limits import SIMULATED, Limits
 from whet.parallel.sharding import Sharding
 from whet.parallel.strategy import Recipe, Strategy, even
 from whet.parallel.work import work
@@ -96,6 +97,7 @@ class Family:
         node: devices of one node: tensors are cut inside.
         weights: of each block, for even stages.
         training: with gradients.
+        limits: what may be used.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Family:
     node: int
     weights: Sequence[float]
     training: bool
+    limits: Limits = SIMULATED
 
     @property
     def zeros(self) -> tuple[int, ...]:
@@ -158,7 +161,7 @@ class Family:
         ]  # fmt: skip
         for depth, tensor in some:
             samples = self.batch * depth * tensor // len(self.devices)
-            options = divisors(samples)
+            options = self.limits.counts(divisors(samples))
             micro = options[0] if depth == 1 else max(m for m in options if m <= 4 * depth)
             if depth > 1 and micro < depth:
                 micro = options[-1]
@@ -167,7 +170,7 @@ class Family:
     def near(self, m: Member) -> Iterator[Member]:
         """Members that differ in one field, or trade one degree for another."""
         samples = self.batch * m.depth * m.tensor // len(self.devices)
-        options = divisors(samples)
+        options = self.limits.counts(divisors(samples))
         at = options.index(m.microbatches) if m.microbatches in options else 0
         for k in (at + 1, at - 1, at + 2, at - 2):
             if 0 <= k < len(options):
@@ -175,7 +178,7 @@ class Family:
         if self.training:
             yield replace(m, recompute=not m.recompute)
         yield from (replace(m, zero=z) for z in self.zeros if z != m.zero)
-        if self.name in ("3d", "pipeline"):
+        if self.name in ("3d", "pipeline") and "interleaved" in self.limits.schedules:
             yield from (replace(m, chunks=c) for c in (1, 2, 4) if c != m.chunks)
         for depth, tensor in self.degrees():
             pair = sorted((math.log2(depth / m.depth), math.log2(tensor / m.tensor)))
@@ -183,7 +186,7 @@ class Family:
                 continue
             # The samples of one microbatch stay the same.
             micro = max(1, m.microbatches * depth * tensor // (m.depth * m.tensor))
-            fits = divisors(self.batch * depth * tensor // len(self.devices))
+            fits = self.limits.counts(divisors(self.batch * depth * tensor // len(self.devices)))
             yield replace(
                 m, depth=depth, tensor=tensor, chunks=1,
                 microbatches=min(fits, key=lambda x: abs(math.log(x / micro))),

@@ -88,7 +88,9 @@ class Library:
         """
         local = max(1, self.model.batch // (micro * recipe.size("data")))
         key = (number, self._kind(recipe, mesh), local.bit_length() // 2)
-        found = self._solved.get(key)
+        # What cannot be in several microbatches may well be in one.
+        none = (*key, micro > 1)
+        found = self._solved.get(key) or self._solved.get(none)
         if found is None:
             self.solves += 1
             problem = self.problem(number, recipe, mesh, micro)
@@ -97,7 +99,7 @@ class Library:
                 found = problem.solve(fixed=fixed)
             except SearchError as fault:
                 found = fault
-            self._solved[key] = found
+            self._solved[none if isinstance(found, SearchError) else key] = found
         if isinstance(found, SearchError):
             raise found
         return found

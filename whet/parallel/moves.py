@@ -7,6 +7,7 @@ recompute, zero, offload          when memory does not suffice
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ from dataclasses import dataclass, replace
 from whet.parallel.blocks import Model
 from whet.parallel.bound import Bound
 from whet.parallel.expert import divisors
+from whet.parallel.limits import SIMULATED, Limits
 from whet.parallel.pins import NONE, Pins
-from whet.parallel.placed import OFFLOADS
 from whet.parallel.simulate import Simulated
 from whet.parallel.strategy import Part, Recipe, Strategy, even
 
@@ -33,6 +34,7 @@ class Moves:
         node: devices of one node.
         tokens: whether styles that experts use are among the choices.
         pins: what stays as it is.
+        limits: what may be used.
     """
 
     model: Model
@@ -41,6 +43,7 @@ class Moves:
     node: int
     tokens: bool = True
     pins: Pins = NONE
+    limits: Limits = SIMULATED
 
     def neighbour(self, s: Strategy, ran: Simulated | None, draw: random.Random) -> Strategy | None:
         """A neighbour, or None where the drawn change cannot be."""
@@ -59,15 +62,17 @@ class Moves:
             if exposed > 0.1:
                 kinds += ["style", "degrees", "zero", "free", "micro"] * 2
         given = {"micro": "microbatches", "zero": "zero", "recompute": "recompute",
-                 "schedule": "schedule", "offload": "offload"}  # fmt: skip
-        return [k for k in kinds if given.get(k) not in self.pins.fields]
+                 "schedule": "schedule", "offload": "offload", "style": "style",
+                 "cut": "cuts"}  # fmt: skip
+        gone = set() if self.limits.offloads else {"offload"}
+        return [k for k in kinds if given.get(k) not in self.pins.fields and k not in gone]
 
     def _changed(self, s: Strategy, change: str, draw: random.Random) -> Strategy | None:
         model, p = self.model, s.parts[0]
         data = p.recipe.size("data")
         match change:
             case "micro":
-                options = divisors(model.batch // data)
+                options = self.limits.counts(divisors(model.batch // data))
                 near = [m for m in options if m != s.microbatches]
                 if not near:
                     return None
@@ -84,7 +89,7 @@ class Moves:
             case "offload":
                 if not model.training:
                     return None
-                what = draw.choice(sorted(OFFLOADS))
+                what = draw.choice(sorted(self.limits.offloads))
                 return s.everywhere(offload=p.offload ^ {what})
             case "style":
                 styles = ["free", "lean", *(["tokens"] if self.tokens else [])]
@@ -97,7 +102,7 @@ class Moves:
             case "schedule":
                 if s.groups < 2:
                     return None
-                chosen = draw.choice(("1f1b", "gpipe", "zero_bubble", "interleaved"))
+                chosen = draw.choice(self.limits.schedules)
                 chunks = draw.choice((2, 3, 4)) if chosen == "interleaved" else 1
                 return self.regrouped(s, len(p.devices), p.recipe, chosen, chunks)
             case "cut":
@@ -119,7 +124,8 @@ class Moves:
         if self.model.batch % (data * s.microbatches):
             if self.model.batch % data:
                 return None
-            s = replace(s, microbatches=draw.choice(divisors(self.model.batch // data)))
+            options = self.limits.counts(divisors(self.model.batch // data))
+            s = replace(s, microbatches=draw.choice(options))
         recipe = replace(p.recipe, axes=(("data", data), ("tensor", tensor)))
         return self.regrouped(s, total // depth, recipe, s.schedule if depth > 1 else "1f1b", 1)
 
@@ -147,10 +153,19 @@ class Moves:
             times, groups, [recipe] * len(groups), chunks=chunks, zero=zero, recompute=recompute,
             offload=offload,
         )  # fmt: skip
+        cuts = self.pins.cuts
+        if cuts is not None and len(cuts) + 1 == len(made) and cuts[-1] < len(self.weights):
+            ends = (0, *cuts, len(self.weights))
+            made = tuple(
+                replace(p, first=a, last=b)
+                for p, (a, b) in zip(made, itertools.pairwise(ends), strict=True)
+            )
         return tuple(map(self._shared, made))
 
     def _shared(self, p: Part) -> Part:
         """Uneven replicas where a stage has devices of several speeds."""
+        if not self.limits.uneven or self.pins.get("replicas") == "even":
+            return p
         data = p.recipe.size("data")
         wide = len(p.devices) // data
         rates = [self.bound.speed(p.devices[k * wide]) for k in range(data)]

@@ -1,6 +1,9 @@
 """What a user has decided already; the search does the rest.
 
-    Pins := stages tensor data microbatches zero recompute schedule chunks offload    any of them
+    Pins := stages tensor data microbatches zero chunks          any of them: numbers
+            recompute=true|false schedule=NAME style=NAME
+            offload=none|optimizer|activations|activations,optimizer
+            replicas=even|uneven cuts=B,B…                       the blocks where stages begin
             (pattern → Sharding of a parameter)*
 
 A parameter is pinned by its name, `*` and `?` as in file names: `*.up.weight=0:tensor` cuts dim 0
@@ -17,11 +20,19 @@ from dataclasses import dataclass, field
 from whet.errors import SearchError
 from whet.ir.graph import Node
 from whet.parallel.blocks import Layer, Model
+from whet.parallel.limits import SIMULATED, Limits
 from whet.parallel.placed import OFFLOADS, SCHEDULES
-from whet.parallel.strategy import Strategy
+from whet.parallel.strategy import STYLES, Strategy
 
 NUMBERS = ("stages", "tensor", "data", "microbatches", "zero", "chunks")
-NAMES = (*NUMBERS, "recompute", "schedule", "offload")
+WORDS = {
+    "recompute": ("true", "false"),
+    "schedule": SCHEDULES,
+    "offload": ("none", *sorted(OFFLOADS), ",".join(sorted(OFFLOADS))),
+    "style": STYLES,
+    "replicas": ("even", "uneven"),
+}
+NAMES = (*NUMBERS, *WORDS, "cuts")
 Cuts = tuple[tuple[int, str], ...]  # (dim, mesh axis)
 
 
@@ -68,6 +79,12 @@ class Pins:
         """The value of a field, if it is given."""
         return self.fields.get(name)
 
+    @property
+    def cuts(self) -> tuple[int, ...] | None:
+        """The blocks where stages begin, but for the first; None if they are not given."""
+        text = self.fields.get("cuts")
+        return None if text is None else tuple(map(int, str(text).split(",")))
+
     def options(self, name: str, values: Sequence[int]) -> list[int]:
         """Some values, or the given one alone, even if it is not among them."""
         given = self.fields.get(name)
@@ -84,11 +101,17 @@ class Pins:
             "data": {p.recipe.size("data") for p in s.parts},
             "zero": {p.zero for p in s.parts}, "recompute": {p.recompute for p in s.parts},
             "offload": {",".join(sorted(p.offload)) for p in s.parts},
+            "style": {p.recipe.style for p in s.parts},
+            "replicas": {"uneven" if any(p.shares for p in s.parts) else "even"},
+            "cuts": {",".join(str(p.first) for p in s.parts[1:])},
         }  # fmt: skip
         return all(now[k] == {v} for k, v in self.fields.items())
 
-    def checked(self, model: Model, devices: int) -> Pins:
+    def checked(self, model: Model, devices: int, limits: Limits = SIMULATED) -> Pins:
         """Itself.
+
+        Args:
+            limits: what a strategy may use.
 
         Raises:
             SearchError: no strategy can satisfy them, whatever it costs.
@@ -96,6 +119,7 @@ class Pins:
         for name in NUMBERS:
             if name != "zero" and (value := self.get(name)) is not None and int(value) < 1:
                 raise SearchError(f"{name} is at least 1", got=value)
+        self._within(limits)
         stages, data = (self.get(k) for k in ("stages", "data"))
         micro = self.get("microbatches")
         degrees = {k: int(v) for k in ("stages", "tensor", "data") if (v := self.get(k))}
@@ -109,6 +133,15 @@ class Pins:
                 if len(degrees) < 3 else f"a product of {devices} devices",
                 got=" x ".join(f"{k} {v}" for k, v in degrees.items()) + f" = {product}",
                 hint="pin fewer of them, or name a machine of that size",
+            )  # fmt: skip
+        cuts = self.cuts
+        if cuts is not None and (
+            list(cuts) != sorted({*cuts}) or cuts[0] < 1 or cuts[-1] >= len(model.order)
+        ):
+            raise SearchError(
+                "stages begin at blocks of the model, in order",
+                expected=f"numbers that rise, from 1 to {len(model.order) - 1}",
+                got=self.get("cuts"),
             )  # fmt: skip
         if stages is not None and int(stages) > len(model.order):
             raise SearchError(
@@ -134,6 +167,23 @@ class Pins:
                     got=pattern,
                 )  # fmt: skip
         return self
+
+    def _within(self, limits: Limits) -> None:
+        away = frozenset(filter(None, str(self.get("offload") or "").split(",")))
+        micro = limits.microbatches
+        beyond = {
+            "schedule": self.get("schedule") not in (None, *limits.schedules),
+            "offload": not away <= limits.offloads,
+            "replicas": self.get("replicas") == "uneven" and not limits.uneven,
+            "microbatches": micro is not None and int(self.get("microbatches") or 1) > micro,
+        }
+        for name, over in beyond.items():
+            if over:
+                raise SearchError(
+                    f"--pin {name}={self.get(name)} is simulated only",
+                    expected="what whet run executes", got="; ".join(limits.left_out()),
+                    hint="--no-runnable also searches what is simulated only",
+                )  # fmt: skip
 
     def of_layer(self, model: Model, number: int) -> dict[Node, Cuts]:
         """The pinned parameters of a distinct block, where any of its occurrences is named so."""
@@ -161,13 +211,16 @@ def _value(name: str, value: str) -> int | bool | str:
         if name == "zero" and number > 3:
             raise SearchError("no such ZeRO", expected="0, 1, 2 or 3", got=value)
         return number
+    if name == "cuts":
+        if not all(part.isdigit() for part in value.split(",")):
+            raise SearchError("cuts are numbers of blocks", expected="cuts=4,8", got=value)
+        return value
+    if value not in WORDS[name]:
+        raise SearchError(f"no such {name}", expected=", ".join(WORDS[name]), got=value)
     if name == "recompute":
-        if value not in ("true", "false"):
-            raise SearchError("recompute is true or false", got=value)
         return value == "true"
-    known = SCHEDULES if name == "schedule" else ("", *sorted(OFFLOADS), ",".join(sorted(OFFLOADS)))
-    if value not in known:
-        raise SearchError(f"no such {name}", expected=", ".join(filter(None, known)), got=value)
+    if name == "offload" and value == "none":
+        return ""
     return value
 
 

@@ -9,6 +9,7 @@
                         sharding of each; only what is cut is listed; then the choice of every
                         node in program order, and of every leaf, from which a run is made
     predicted           seconds, bytes of memory, source
+    proof               whether it is equal to the step of one process, and what was compared
     found               how
 
 Shardings are keyed by the name of a parameter and by the structure of its block, so that they hold
@@ -52,11 +53,15 @@ def fingerprint(model: Model) -> Data:
     }
 
 
-def data(library: Library, found: Found, source: Mapping[str, str] | None = None) -> Data:
+def data(
+    library: Library, found: Found, source: Mapping[str, str] | None = None,
+    proof: Mapping[str, Any] | None = None,
+) -> Data:  # fmt: skip
     """A search's result as plain data.
 
     Args:
         source: `model` and `dtype` as the user gave them, and `machine`.
+        proof: `equal`, and what was compared or why nothing was.
     """
     model, strategy = library.model, found.best
     return {
@@ -79,6 +84,7 @@ def data(library: Library, found: Found, source: Mapping[str, str] | None = None
             "source": "simulated",
             "bound": found.bound,
         },
+        **({"proof": dict(proof)} if proof else {}),
         "found": {"by": strategy.origin, "tried": found.tried, "solved": found.solved},
     }
 
@@ -192,10 +198,13 @@ def choices(found: Data, library: Library, part: Part, place: int) -> dict[Node,
     return made
 
 
-def write(library: Library, found: Found, source: Mapping[str, str] | None = None) -> str:
-    """The plan as YAML; `source` as for `data`."""
+def write(
+    library: Library, found: Found, source: Mapping[str, str] | None = None,
+    proof: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """The plan as YAML; `source` and `proof` as for `data`."""
     text = yaml.safe_dump(
-        data(library, found, source), sort_keys=False, default_flow_style=None, width=100
+        data(library, found, source, proof), sort_keys=False, default_flow_style=None, width=100
     )
     assert isinstance(text, str)
     return text

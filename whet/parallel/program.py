@@ -30,7 +30,6 @@ from whet.parallel.sharding import Axes, Move, Sharding
 from whet.parallel.strategy import Part, Strategy
 
 Chosen = Callable[[Part, int], Mapping[Node, Choice]]
-SCHEDULES = ("gpipe", "1f1b", "interleaved")
 
 
 class NotExecutable(WhetError):

@@ -3,6 +3,7 @@
     seeds        expert strategies, each family tuned over its own degrees (may be switched off)
     grid         every depth and tensor degree with its likeliest other fields
     solvers      0-1 program inside blocks (`intra`), dynamic programming over stages (`balanced`)
+    limits       what may be used: all that is simulated, or what ranks carry out
     local        Metropolis steps against the current state, moves directed at the bottleneck
 
 A proposal that cannot beat the best by a bound that holds for all plans with its degrees is not
@@ -23,8 +24,10 @@ from dataclasses import dataclass, field, replace
 
 from whet.errors import SearchError, WhetError
 from whet.parallel.bound import Bound
+from whet.parallel.executable import refusal
 from whet.parallel.expert import FAMILIES, Family, Score, divisors, tuned
 from whet.parallel.library import Library
+from whet.parallel.limits import SIMULATED, Limits
 from whet.parallel.moves import Moves
 from whet.parallel.pins import NONE, Pins
 from whet.parallel.simulate import Simulated
@@ -71,6 +74,8 @@ class Search:
         library: model, cluster, simulator, pinned parameters.
         seeds: with expert strategies.
         pins: what a strategy has to satisfy.
+        limits: what it may use. Within any but `SIMULATED`, what becomes the best is lowered too,
+            and left out if that is refused.
         budget: seconds.
         seed: of the random walk.
         also: strategies to begin with, such as what was found for a similar machine.
@@ -82,6 +87,7 @@ class Search:
     library: Library
     seeds: bool = True
     pins: Pins = NONE
+    limits: Limits = SIMULATED
     budget: float = 60.0
     seed: int = 0
     also: Sequence[Strategy] = ()
@@ -98,7 +104,13 @@ class Search:
         library = self.library
         self._bounds = Bound(library.model, library.cluster, library.optimizer)
         self._moves = Moves(
-            library.model, self._bounds, library.weights(), self._node(), self.seeds, self.pins
+            library.model,
+            self._bounds,
+            library.weights(),
+            self._node(),
+            self.seeds,
+            self.pins,
+            self.limits,
         )
 
     def run(self) -> Found:
@@ -109,7 +121,7 @@ class Search:
         """
         began = self.clock()
         end = began + self.budget
-        self.pins.checked(self.library.model, self.library.cluster.size)
+        self.pins.checked(self.library.model, self.library.cluster.size, self.limits)
         bound = self.bound()
         for s in self.also:
             self._run(s)
@@ -167,10 +179,16 @@ class Search:
         """Simulate a strategy, once; None if it cannot be lowered."""
         if s in self._known:
             return self._known[s]
-        found: Simulated | None
-        try:
-            found = self.library.simulator.simulate(self.library.place(s))
-        except WhetError:
+        found: Simulated | None = None
+        if self.limits.allow(s):
+            try:
+                found = self.library.simulator.simulate(self.library.place(s))
+            except WhetError:
+                found = None
+        leads = found is not None and found.fits and self.pins.hold(s) and (
+            self._best is None or found.seconds < self._best[0]
+        )  # fmt: skip
+        if leads and self.limits != SIMULATED and refusal(self.library, s) is not None:
             found = None
         self._known[s] = found
         if found is None or not self.pins.hold(s):
@@ -209,7 +227,7 @@ class Search:
             until = begin + (end - begin) / (len(names) - k)
             family = Family(
                 name, library.model.batch, devices, self._node(), library.weights(),
-                library.model.training,
+                library.model.training, self.limits,
             )  # fmt: skip
             best = tuned(family, self._rated(), lambda u=until: self.clock() > u)  # type: ignore[misc]
             ran = self._known.get(best) if best is not None else None
@@ -257,9 +275,7 @@ class Search:
             for zero, recompute in dict.fromkeys(fields):
                 for depth, tensor in self._degrees(len(devices)):
                     data = len(devices) // (depth * tensor)
-                    for style, pinned in (
-                        ("free", True), ("lean", True), *((("free", False),) if small else ()),
-                    ):  # fmt: skip
+                    for style, pinned in self._styles(small=small):
                         if style == "lean" and tensor == 1 and pinned:
                             continue
                         recipe = Recipe(
@@ -267,9 +283,16 @@ class Search:
                             frozenset({"data"}) if pinned else frozenset(), style,
                         )  # fmt: skip
                         for micro in pins.options(
-                            "microbatches", self._micro(model.batch // data, depth)
+                            "microbatches",
+                            self._micro(self.limits.counts(divisors(model.batch // data)), depth),
                         ):
                             yield from self._cell(devices, depth, recipe, micro, zero, recompute)
+
+    def _styles(self, *, small: bool) -> list[tuple[str, bool]]:
+        """(style, whether "data" cuts samples only), the likeliest first."""
+        rows = [("free", True), ("lean", True), *([("free", False)] if small else [])]
+        given = self.pins.get("style")
+        return rows if given is None else [(str(given), True)]
 
     def _cell(
         self, devices: tuple[int, ...], depth: int, recipe: Recipe, micro: int, zero: int,
@@ -278,7 +301,8 @@ class Search:
         size = len(devices) // depth
         groups = [devices[k * size : (k + 1) * size] for k in range(depth)]
         offload = frozenset(filter(None, str(self.pins.get("offload") or "").split(",")))
-        usual = "zero_bubble" if depth > 1 and self.library.model.training else "1f1b"
+        halves = "zero_bubble" in self.limits.schedules and self.library.model.training
+        usual = "zero_bubble" if depth > 1 and halves else "1f1b"
         schedule = str(self.pins.get("schedule") or usual)
         chunks = int(self.pins.get("chunks") or (2 if schedule == "interleaved" else 1))
         if depth * chunks > len(self.library.model.order):
@@ -332,8 +356,8 @@ class Search:
         )
 
     @staticmethod
-    def _micro(samples: int, depth: int) -> list[int]:
-        found = divisors(samples)
+    def _micro(found: list[int], depth: int) -> list[int]:
+        """Of some numbers of microbatches, those to begin with."""
         if depth == 1:
             return sorted({found[0], found[len(found) // 2], found[-1]})
         fits = [m for m in found if m >= depth] or found[-1:]

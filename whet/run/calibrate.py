@@ -32,6 +32,7 @@ import torch.distributed as dist
 
 from whet.errors import WhetError
 from whet.machine import Machine
+from whet.machine.device import PROCESS
 
 SIZES = (16, 64, 256, 1024)  # of m, n and k of a contraction
 STREAMS = tuple(1 << p for p in range(12, 28, 3))  # bytes that a stream moves
@@ -148,7 +149,7 @@ def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
         "sources": [
             f"measured on {host.processor}, {host.threads} threads, torch {torch.__version__}"
         ],
-        "devices": {"process": device},
+        "devices": {PROCESS: device},
         "links": {
             "loopback": {
                 "latency": round(latency / MICRO, 3),
@@ -159,7 +160,7 @@ def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
         "nodes": [
             {
                 "count": 1,
-                "device": "process",
+                "device": PROCESS,
                 "inside": [{"name": "host", "units": ranks, "link": "loopback"}],
             }
         ],

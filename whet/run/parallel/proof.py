@@ -11,7 +11,7 @@ float64, with several draws of weights and samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,10 +34,15 @@ from whet.run.parallel.runner import Runner
 from whet.run.parallel.weights import Make
 
 TOLERANCE = 1e-9
+LOST = 1e-6  # of the largest gradient: what is smaller is held to that gradient's own rounding
 
 
 class PlanRefused(WhetError):
     """A plan that is not equal to the unsharded step, deadlocks, or does not fit."""
+
+
+class Unproven(PlanRefused):
+    """A plan of which nobody knows whether it is equal: it was not, or could not be, compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,14 @@ class Proof:
     """What was compared.
 
     Attributes:
-        error: the largest relative difference; relative to the largest element of a value.
+        error: the largest relative difference; relative to the largest element of a value, and of
+            gradients that cancel out (those of a bias that no result depends on) to `LOST` of the
+            largest gradient: 1e-9 of that is less than the rounding of one such element.
         values: how many were compared in each draw: the loss, gradients, parameters, buffers.
         seeds: draws.
         ranks: of the program that was run.
         exchanges: collectives and messages of one step, over all ranks.
+        reduced: it is of the plan's twin at reduced sizes.
     """
 
     error: float
@@ -57,6 +65,14 @@ class Proof:
     seeds: int
     ranks: int
     exchanges: int
+    reduced: bool = False
+
+    def __str__(self) -> str:
+        of = "its twin at reduced sizes" if self.reduced else "the plan as it is"
+        return (
+            f"{self.values} values equal on {self.ranks} ranks, {self.seeds} draws (largest"
+            f" difference {self.error:.1g}): {of}"
+        )
 
 
 def together(program: Program, exchanger: type[Together] = Together) -> Runner:
@@ -70,6 +86,7 @@ def together(program: Program, exchanger: type[Together] = Together) -> Runner:
 def prove(
     program: Program, orders: Sequence[Order], graph: Graph, gradients: Sequence[str],
     wholes: Mapping[str, Tensor], batch: Mapping[str, Tensor], *, make: Make, seeds: int = 2,
+    over: Callable[[], bool] = lambda: False,
 ) -> Proof:  # fmt: skip
     """Run a program in one process and compare.
 
@@ -77,18 +94,24 @@ def prove(
         graph: the step; its outputs are the loss and one gradient for each of `gradients`.
         wholes, batch: in float64.
         make: the optimizer.
+        over: whether the time is up; what was drawn until then counts.
 
     Raises:
+        Unproven: the time was up before the first draw.
         PlanRefused: something differs by more than 1e-9; says what.
     """
-    worst, values, moved = 0.0, 0, 0
+    worst, values, moved, drawn = 0.0, 0, 0, 0
     for seed in range(seeds):
+        if over():
+            break
         generator = torch.Generator().manual_seed(seed)
         given = {k: _drawn(t, generator, trained=k in set(gradients)) for k, t in wholes.items()}
         fed = {k: _shuffled(t, generator) for k, t in batch.items()}
         error, values, moved = _once(program, orders, graph, gradients, given, fed, make)
-        worst = max(worst, error)
-    return Proof(worst, values, seeds, program.ranks, moved)
+        worst, drawn = max(worst, error), drawn + 1
+    if not drawn:
+        raise Unproven("the time for the proof was up before anything was compared")
+    return Proof(worst, values, drawn, program.ranks, moved)
 
 
 def _drawn(t: Tensor, generator: torch.Generator, *, trained: bool) -> Tensor:
@@ -118,6 +141,7 @@ def _once(
     found = evaluate_nodes(graph, {**wholes, **batch}, FLOAT64, run_opaque, wanted)
     expected = dict(zip(gradients, (found[g] for g in graph.outputs[1:]), strict=True))
     compare = _Compare()
+    least = LOST * max((_size(g) for g in expected.values()), default=0.0)
     last = len(program.stages) - 1
     key = program.stages[last].loss
     assert key is not None
@@ -133,7 +157,7 @@ def _once(
                     want = expected[p.node.name]
                     for d, (start, size) in enumerate(zip(box.start, box.shape, strict=True)):
                         want = want.narrow(d, start, size)
-                    scale = expected[p.node.name]
+                    scale = max(_size(expected[p.node.name]), least)
                     got = flat.narrow(0, low, high - low).view(box.shape)
                     compare(f"the gradient of {p.node.name}", want, got, r, scale)
     for s in range(len(program.stages)):
@@ -159,12 +183,12 @@ class _Compare:
         self.names: set[str] = set()
 
     def __call__(
-        self, what: str, want: Tensor, got: Tensor, rank: int, scale: Tensor | None = None
+        self, what: str, want: Tensor, got: Tensor, rank: int, scale: float | None = None
     ) -> None:
         self.names.add(what)
         if not want.numel():
             return
-        size = max(float((want if scale is None else scale).abs().max()), 1e-12)
+        size = max(_size(want) if scale is None else scale, 1e-12)
         error = float((got.double() - want.double()).abs().max()) / size
         if not error <= TOLERANCE:
             raise PlanRefused(
@@ -172,6 +196,11 @@ class _Compare:
                 expected=f"{what} equal to {TOLERANCE}", got=f"off by {error:.3g} on rank {rank}",
             )  # fmt: skip
         self.worst = max(self.worst, error)
+
+
+def _size(t: Tensor) -> float:
+    """The largest element."""
+    return float(t.abs().max()) if t.numel() else 0.0
 
 
 def _updated(

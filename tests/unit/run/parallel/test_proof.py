@@ -48,6 +48,12 @@ def test_all_plans_of_all_models_are_equal(model, name):
     assert glue.refuse(planned(model, PLANS[name]), seeds=1).error < 1e-9
 
 
+def test_gradients_that_cancel_out_are_held_to_the_others():
+    """A key's bias moves all scores of a row alike: its gradient is rounding, and nothing else."""
+    proof = glue.refuse(planned("bert_large", PLANS["data"]), seeds=1)
+    assert proof.error < 1e-9
+
+
 @pytest.mark.parametrize("name", ["fsdp", "pipeline x data", "data x tensor"])
 def test_a_program_issues_what_the_simulator_prices(name):
     plan = planned("dlrm", PLANS[name], "float32", batch=16)
