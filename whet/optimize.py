@@ -6,6 +6,7 @@
     native    or of library calls, in planned memory                      whet.run.native
     kernels   the library kernel of each cluster, by measured time        whet.run.choice
     engines   or library calls from Python, or one compiled region        whet.run.engine
+    launched  on a device: recordings of library calls, regions, groups   whet.run.launched
     measure   everything against the original, in turns; errors against float64
     program   the fastest that is right, or the original                  whet.run.module
 
@@ -39,11 +40,13 @@ from whet.rewrite import certificate
 from whet.run import recall
 from whet.run.calling import Runner
 from whet.run.choice import Chooser
+from whet.run.cuda import Cuda, at_hand
 from whet.run.engine import region
 from whet.run.fusing import fused
-from whet.run.gains import Stopwatch, is_slower
+from whet.run.gains import Stopwatch, outrun
 from whet.run.guilty import acquitted
-from whet.run.measure import Timing, choose, interleaved, rather
+from whet.run.launched import Launched
+from whet.run.measure import choose, finalists, interleaved, promising, rather
 from whet.run.module import Found, Optimized
 from whet.run.native import native
 from whet.run.oracle import Oracle
@@ -63,7 +66,6 @@ SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"}
 """What can be switched off, to see what each is worth."""
 
 MEASURE_S = 6.0
-HOPELESS = 1.5  # times the fastest after a few rounds, from which on nothing is measured further
 TUNING_S = 28.0  # seconds that tuning leaves for what comes after it
 
 
@@ -78,6 +80,7 @@ def optimize(
     store: Store | None = None,
     disable: Collection[str] = (),
     tune_s: float = 0.0,
+    device: Cuda | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Optimized:
     """Find a faster program for a module, for inputs like these.
@@ -96,6 +99,7 @@ def optimize(
         tune_s: seconds to spend, beyond `budget_s`, on searching schedules of the program's
             kernels; with 0 they have the best of a few drafts, or what tuning has found before.
             Else no program is taken from the store as a whole.
+        device: what runs the model, where it is not the one that its tensors lie on.
         progress: called with a line now and then.
 
     Returns:
@@ -116,22 +120,10 @@ def optimize(
         model, args, dict(kwargs or {}), budget_s, strict, store or Store.open(),
         frozenset(disable), progress or (lambda line: None), captured, tune_s,
     )  # fmt: skip
+    if (cuda := device or at_hand(model, [*args, *(kwargs or {}).values()])) is not None:
+        walk.launched = Launched(cuda, walk.store, failures=walk.chooser.failures)
     with torch.no_grad(), untouched(model, args, kwargs):
         return walk.run()
-
-
-def _promising(timings: Mapping[str, Timing]) -> bool:
-    """Whether something seems clearly faster than the original, though not surely."""
-    best = min(t.median_s for t in timings.values())
-    return best < 0.95 * timings["original"].median_s
-
-
-def _finalists(timings: Mapping[str, Timing]) -> list[str]:
-    """The original, and what may yet be the fastest: many rounds of the others take a minute."""
-    others = [name for name in timings if name != "original"]
-    best = min(others, key=lambda name: timings[name].best_s, default="original")
-    limit = HOPELESS * min(t.best_s for t in timings.values())
-    return [n for n, t in timings.items() if n in ("original", best) or t.best_s <= limit]
 
 
 @dataclass
@@ -165,6 +157,7 @@ class _Walk:
     recalls: int = 0
     unsure: bool = False
     tuned_whole: bool = False
+    launched: Launched | None = None  # where the model lies on a device
 
     def __post_init__(self) -> None:
         libraries, region = ("libraries" not in self.disable, "regions" not in self.disable)
@@ -177,7 +170,7 @@ class _Walk:
             oracle = self._oracle(captured)
         place = recall.place(captured.graph, self.machine, self.disable, RULES)
         with self._phase("recall"):
-            best = None if self.tune_s else self._recalled(place, captured, oracle)
+            best = None if self.tune_s or self.launched else self._recalled(place, captured, oracle)
         if best is None:
             best = self._searched(captured, oracle)
             self._describe(best)
@@ -242,16 +235,24 @@ class _Walk:
                 variants = self._rewrite(captured, oracle)
             graph = variants[0][1]
             if "rewrites" not in self.disable:
-                plain = replace(self.chooser, libraries=False)
-                candidates.append(self._steps("rewrites", graph, captured, plain))
+                candidates.append(self._steps("rewrites", graph, captured))
             if self.report.stop == str(StopReason.INTERRUPTED):
                 raise KeyboardInterrupt  # the search has kept it to itself: nothing more is begun
+            if self.launched is not None:
+                with self._phase("launched"):
+                    self.progress("programs for the device")
+                    made = self.launched.variants(
+                        self._affordable(variants), lambda g: self._parameters(g, captured),
+                        self._inputs(captured), left=self._left, without=self.disable,
+                    )  # fmt: skip
+                    candidates += [_Candidate(*row) for row in made]
+                variants = []
             wanted = self._left() > 1.2 * TUNING_S or self.tune_s > 0
-            if not self.disable & {"native", "generated"} and wanted:
+            if not self.disable & {"native", "generated"} and wanted and variants:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
                     candidates += self._generated(graph, captured)
-            if "native" not in self.disable:
+            if "native" not in self.disable and variants:
                 with self._phase("native"):
                     self.progress("compiling a native program")
                     for name, variant in self._affordable(variants):
@@ -295,7 +296,8 @@ class _Walk:
         self.progress("searching rewrites")
         budget = Budget(seconds=0.3 * self.budget_s)
         chooser = replace(self.chooser, region=False)
-        watch = Stopwatch(chooser, 0.1 * self.budget_s, self.store)
+        at, watched = self.launched, 0.1 * self.budget_s
+        watch = at.watch(watched) if at else Stopwatch(chooser, watched, self.store)
         found = rewritten(captured.graph, self.store, budget, watch=watch)
         self.report.stop = found[0].stop
         if found[0].steps and found[0].stop != str(StopReason.INTERRUPTED):
@@ -312,8 +314,7 @@ class _Walk:
 
     def _judged(self, graph: Graph, captured: Captured, oracle: Oracle) -> tuple[float, bool]:
         """A graph's error as plain library calls, and whether it may stand for the original's."""
-        plain = replace(self.chooser, libraries=False)
-        program = self._steps("rewrites", Rewritten(graph), captured, plain).program
+        program = self._steps("rewrites", Rewritten(graph), captured).program
         assert program is not None
         return oracle.judge(self._result(program, captured))
 
@@ -326,24 +327,24 @@ class _Walk:
     def _is_slower(self, new: _Candidate, old: _Candidate, captured: Captured) -> bool:
         """Whether a program is surely slower than another, both as library calls in turns."""
         inputs = self._inputs(captured)
-        programs = {"new": new.program, "old": old.program}
-        calls = {n: (lambda p=p: p(inputs)) for n, p in programs.items() if p is not None}
-        timings = interleaved(calls, budget_s=MEASURE_S / 6, min_rounds=9, collect=False)
-        return is_slower(timings["new"], timings["old"])
+        pair = [lambda p=c.program: p and p(inputs) for c in (new, old)]
+        return outrun(*pair, seconds=MEASURE_S / 6)
 
     def _left(self) -> float:
         """Seconds of the budget that are left."""
         return self.budget_s - (time.monotonic() - self.began)
 
     def _parameters(self, graph: Graph, captured: Captured) -> Parameters:
-        constants = {k: v for k, v in graph.constants.items() if isinstance(v, Tensor)}
+        at = self.launched.cuda.device if self.launched else "cpu"
+        constants = {k: v.to(at) for k, v in graph.constants.items() if isinstance(v, Tensor)}
         return Parameters(constants, self.model, [n.name for n in graph.parameters])
 
     def _steps(
-        self, name: str, graph: Rewritten, captured: Captured, chooser: Chooser
+        self, name: str, graph: Rewritten, captured: Captured, chooser: Chooser | None = None
     ) -> _Candidate:
-        """Library calls one after another, from Python."""
-        lowered = lower(graph.graph, chooser)
+        """Library calls one after another, from Python; plain ones without a chooser."""
+        at, plain = self.launched, replace(self.chooser, libraries=False)
+        lowered = at.plain(graph.graph) if at else lower(graph.graph, chooser or plain)
         return _Candidate(name, Program(lowered, self._parameters(graph.graph, captured)), graph)
 
     def _regions(self, name: str, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
@@ -396,12 +397,9 @@ class _Walk:
             yield from self._natives("tuned", graph, captured, (groups, tuner))
 
     def _natives(
-        self,
-        name: str,
-        graph: Rewritten,
-        captured: Captured,
+        self, name: str, graph: Rewritten, captured: Captured,
         grouped: tuple[Partition | None, Tuner | None] = (None, None),
-    ) -> Iterator[_Candidate]:
+    ) -> Iterator[_Candidate]:  # fmt: skip
         """The body as one C program; nothing where that cannot be done, counted."""
         try:
             parameters = self._parameters(graph.graph, captured)
@@ -434,22 +432,23 @@ class _Walk:
             else:
                 note = f"rejected: error {c.error:.2e}, allowed {oracle.allowed:.2e}"
                 stages.append(Stage(c.name, math.nan, error=c.error, note=note))
+        if self.launched is not None:
+            calls = {name: self.launched.cuda.waited(call) for name, call in calls.items()}
         self.progress("measuring")
         screened = interleaved(calls, budget_s=MEASURE_S / 6, min_rounds=3, warmup=1)
-        calls = {name: calls[name] for name in _finalists(screened)}
+        calls = {name: calls[name] for name in finalists(screened, "original")}
         timings = interleaved(calls, budget_s=MEASURE_S, min_rounds=9)
-        if choose(timings, "original") == "original" and _promising(timings):
+        if choose(timings, "original") == "original" and promising(timings, "original"):
             self.progress("measuring again: the machine is noisy")
             timings = interleaved(calls, budget_s=3 * MEASURE_S, min_rounds=21)
         for name, t in (screened | timings).items():
             error = right[name].error if name in right else oracle.error
             stages.append(Stage(name, t.median_s, t.spread, error, NOTES[name]))
         self.report.stages = stages
-        self.unsure = _promising(timings)
-        original = _Candidate("original", None, Rewritten(captured.graph))
+        self.unsure = promising(timings, "original")
         better = [name for name, c in right.items() if c.rewritten.steps]  # as predicted
         name = rather(choose(timings, "original"), better, timings, "original")
-        return right.get(name, original)
+        return right.get(name, _Candidate("original", None, Rewritten(captured.graph)))
 
     def _recalled(self, place: str, captured: Captured, oracle: Oracle) -> _Candidate | None:
         """What an earlier run found for the same graph here, if it is still right."""
@@ -467,11 +466,12 @@ class _Walk:
             setattr(self.report, name, getattr(before, name))
         self.recalls += 1
         steps = tuple(map(certificate.parse, found.plan.rewrites))
-        state = Rewritten(found.graph, steps, tuple(before.rewrites), before.stop)
-        return _Candidate("recalled", found.program, state, found.region)
+        kept = Rewritten(found.graph, steps, tuple(before.rewrites), before.stop)
+        return _Candidate("recalled", found.program, kept, found.region)
 
     def _keep(self, place: str, captured: Captured, best: _Candidate) -> None:
-        if self.report.stop == "Interrupted" or (best.program is None and self.unsure):
+        stopped = self.report.stop == "Interrupted" or (best.program is None and self.unsure)
+        if stopped or self.launched is not None:  # of a device the store has each group
             return
         plan = self._plan(captured, best)
         recall.keep(

@@ -3,7 +3,7 @@
     whet plan 1
     source   1f0c…                       digest of the captured graph
     result   9a42…                       digest of the graph after the rewrites
-    engine   inductor                    steps | inductor | native | original
+    engine   inductor                    steps | inductor | native | cuda | original
     threads  2
     kernel   5d1e… onednn+relu           one line a distinct cluster
     rewrite  {…}                         one line a step of the certificate, as JSON
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from whet.errors import WhetError
 
 VERSION = 1
-ENGINES = ("original", "steps", "inductor", "native")
+ENGINES = ("original", "steps", "inductor", "native", "cuda")
 
 
 class PlanError(WhetError):

@@ -10,7 +10,8 @@ from tests.unit.backend.tiles import KINDS, device_error
 from whet.capture.torch import capture
 from whet.errors import InputError
 from whet.ir.types import DType
-from whet.run.device import Tuned, graphs, lowered_for, this_gpu
+from whet.run.cuda import Cuda, graphs
+from whet.run.device import Tuned, lowered_for
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.store import Store
@@ -30,13 +31,13 @@ def test_program() -> None:
     model = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.LayerNorm(96), nn.Linear(96, 64))
     model = model.cuda().eval()
     x = torch.randn(33, 64, device="cuda")
-    device = x.device
+    cuda, device = Cuda("cuda"), x.device
     with torch.no_grad():
         captured = capture(model, (x,), {})
-        tuned = Tuned(this_gpu(), Store.open(), device)
+        tuned = Tuned(cuda.gpu, Store.open(), cuda)
         lowered = lowered_for(captured.graph, tuned, device)
         parameters = Parameters({}, model, [n.name for n in captured.graph.parameters])
-        program = Program(lowered, parameters, graphs(lowered, device), "cuda")
+        program = Program(lowered, parameters, graphs(lowered, cuda), "cuda")
         for _ in range(3):
             x = torch.randn(33, 64, device="cuda")
             (got,) = program([x])

@@ -80,3 +80,28 @@ def test_the_bench_for_devices_begins(tmp_path: Path) -> None:
     assert "--part" in lean(helped, tmp_path)
     said = lean("import bench.gpu\nprint(bench.gpu.main(['--part', 'check']))", tmp_path)
     assert "torch finds no NVIDIA GPU" in said
+
+
+def test_rewrites_found_with_solvers_are_taken_where_there_are_none(tmp_path: Path) -> None:
+    program = """
+import torch
+from torch import nn
+from whet.capture.torch import capture
+from whet.run.rewriting import rewritten
+from whet.search import Budget
+from whet.store import Store
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+with Store.open() as store:
+    best = rewritten(capture(model, (torch.randn(1, 3, 8, 8),)).graph, store, Budget(seconds=30))[0]
+assert best.steps
+print(best.graph.digest, len(best.rows), best.stop)
+"""
+    with_solvers = lean(
+        "import sys\nsys.meta_path[:] = [f.finder for f in sys.meta_path]\n" + program, tmp_path
+    )
+    without = lean(program, tmp_path)
+    assert with_solvers.split()[:2] == without.split()[:2]
+    assert "Filed" in without
+    assert "Filed" not in with_solvers

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from whet.run.measure import Timing, finalists
 from whet.store import Store
 
 walk = importlib.import_module("whet.optimize")  # `whet.optimize` alone is the function
@@ -36,12 +37,15 @@ def test_nothing_is_begun_after_an_interrupted_search(monkeypatch):
 
 def test_what_is_hopeless_is_not_measured_further():
     def timing(*samples):
-        return walk.Timing(samples)
+        return Timing(samples)
 
     fast, slow = timing(1.0, 1.1, 1.2), timing(1.6, 1.7, 1.9)
-    finalists = walk._finalists
-    assert finalists({"original": slow, "kernels": fast, "region": slow}) == ["original", "kernels"]
+
+    def kept(timings: dict[str, Timing]) -> list[str]:
+        return finalists(timings, "original")
+
+    assert kept({"original": slow, "kernels": fast, "region": slow}) == ["original", "kernels"]
     near = timing(1.4, 3.0, 3.0)
-    assert finalists({"original": slow, "a": near, "b": fast}) == ["original", "a", "b"]
-    assert finalists({"original": fast, "a": slow, "b": timing(9.0)}) == ["original", "a"]
-    assert finalists({"original": fast}) == ["original"]
+    assert kept({"original": slow, "a": near, "b": fast}) == ["original", "a", "b"]
+    assert kept({"original": fast, "a": slow, "b": timing(9.0)}) == ["original", "a"]
+    assert kept({"original": fast}) == ["original"]

@@ -127,6 +127,13 @@ def is_slower(after: Timing, before: Timing) -> bool:
     return slower and faster(before, after).confidence >= 0.98
 
 
+def outrun(new: Callable[[], object], old: Callable[[], object], *, seconds: float) -> bool:
+    """Whether the new call is surely slower than the old one, in turns."""
+    calls = {"new": new, "old": old}
+    timings = interleaved(calls, budget_s=seconds, min_rounds=ROUNDS, collect=False)
+    return is_slower(timings["new"], timings["old"])
+
+
 def fastest(timings: Sequence[Timing], expected: int) -> int:
     """Which of the timings is the least: the expected one, unless another one surely beats it (on
     a busy machine nothing is sure)."""

@@ -26,6 +26,7 @@ Clock = Callable[[], float]
 
 SAMPLE_S = 2e-3  # a sample repeats a short call until it is this long, so that the clock's own
 # time and the first call's cache misses vanish in it
+HOPELESS = 1.5  # times the fastest after a few rounds, from which on nothing is measured further
 SHORT_S = 10e-3  # a call shorter than this is called once more, untimed, before each sample
 
 
@@ -192,6 +193,20 @@ def rather(
     if rival == original or faster(timings[chosen], timings[rival]).confidence >= 0.95:
         return chosen
     return rival
+
+
+def promising(timings: Mapping[str, Timing], original: str) -> bool:
+    """Whether something seems clearly faster than `original`, though not surely."""
+    best = min(t.median_s for t in timings.values())
+    return best < 0.95 * timings[original].median_s
+
+
+def finalists(timings: Mapping[str, Timing], original: str) -> list[str]:
+    """`original`, and what may yet be the fastest: many rounds of the others take a minute."""
+    others = [name for name in timings if name != original]
+    best = min(others, key=lambda name: timings[name].best_s, default=original)
+    limit = HOPELESS * min(t.best_s for t in timings.values())
+    return [n for n, t in timings.items() if n in (original, best) or t.best_s <= limit]
 
 
 def quiet(*, limit_s: float = 0.05, step_s: float = 1e-3) -> float:

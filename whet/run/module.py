@@ -189,7 +189,7 @@ class Optimized(nn.Module):
 
     def _unfit(self, program: Program, leaves: list[Any]) -> str | None:
         """Why the program is not for a call with fitting arguments at this moment, or None."""
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             return "autocast is on"
         structure = program.parameters.structure
         if structure is not None and (reason := structure.altered()):

@@ -16,13 +16,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from whet.errors import MissingError
+from whet.errors import MissingError, WhetError
 from whet.ir.graph import Graph, Node
 from whet.ir.text import parse_graph, print_graph
 from whet.rewrite import integers
-from whet.rewrite.certificate import Line
+from whet.rewrite.certificate import Line, parse
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.egraph import EGraph
@@ -41,6 +41,9 @@ from whet.run.pricing import predicted, pricing
 from whet.run.record import Gain, Rewrite
 from whet.search import Budget, Greedy, Journal, StopReason, search
 from whet.store import Store
+
+KIND = "rewritten-1"
+"""What rewritten graphs are filed under, by the digest of the captured one."""
 
 RULES = ("saturation", *(c.text for c in CONJECTURES.values()))
 """Texts of all rules: what a search depends on."""
@@ -157,8 +160,9 @@ def rewritten(
     """The graphs worth compiling: all rules first, then without those in doubt, then without any,
     as far as these differ.
 
-    Without z3 the rules are those that the store has proofs of, without highspy regions stay as
-    they are; `stop` of the first says so.
+    What is found with solvers is filed. Where they are missing that is taken, if the store knows
+    the graph; else the rules are those that the store has proofs of, and without highspy regions
+    stay as they are. `stop` of the first says so.
 
     Args:
         watch: times the parts that change; without one predictions decide.
@@ -178,6 +182,9 @@ def rewritten(
             folded, _ = _searched(plain, rules.without(slow).sure, prover, budget, training)
         folded = replace(folded, gains=tuple(gains))
     lacking = [] if integers.is_there() else ["no z3: rules proven before, and no others"]
+    before = _recalled(graph, store) if lacking and not training else None
+    if before is not None:
+        return list({r.graph.digest: r for r in (plain, folded, before)}.values())[::-1]
     try:
         best = _solved(folded, rules, prover, budget, watch, training)
     except MissingError as fault:
@@ -185,7 +192,31 @@ def rewritten(
         lacking.append(f"{fault.summary}: {fault.got}")
     if lacking:
         best = replace(best, stop="; ".join((best.stop, *lacking)))
+    elif not training and rules == Rules():
+        _keep(graph, store, best)
     return list({r.graph.digest: r for r in (plain, folded, best)}.values())[::-1]
+
+
+def _keep(graph: Graph, store: Store, found: Rewritten) -> None:
+    """Files what solvers led to, for machines that have none."""
+    rows = [asdict(r) for r in found.rows]
+    row = {"graph": print_graph(found.graph), "steps": list(found.certificate), "rows": rows}
+    store.put(KIND, graph.digest, row)
+
+
+def _recalled(graph: Graph, store: Store) -> Rewritten | None:
+    """What was filed for a graph; a row that cannot be read is dropped."""
+    row = store.get(KIND, graph.digest)
+    if not isinstance(row, dict):
+        return None
+    try:
+        steps = tuple(map(parse, row["steps"]))
+        rows = tuple(Rewrite(**r) for r in row["rows"])
+        made = parse_graph(row["graph"], graph.constants)
+    except (WhetError, KeyError, TypeError):
+        store.delete(KIND, graph.digest)
+        return None
+    return Rewritten(made, steps, rows, "Filed: found where solvers are")
 
 
 def _solved(

@@ -71,6 +71,11 @@ def save(optimized: Optimized, folder: str | os.PathLike[str]) -> Path:
     found = vars(optimized).get("found")
     if not isinstance(found, Found):
         raise StoreError("only what whet.optimize returned can be saved", got=repr(optimized))
+    if found.plan.engine == "cuda":
+        raise StoreError(
+            "programs that are recorded on a device are not saved", got=repr(optimized),
+            hint="what was decided is in the store: optimizing again there tunes nothing anew",
+        )  # fmt: skip
     try:
         if place.exists() and not (place / MANIFEST).exists() and any(place.iterdir()):
             raise StoreError(

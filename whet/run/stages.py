@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+_DEVICE = {
+    "graphed": "one recording of plain library calls",
+    "channels": "the same, images with their channels last",
+    "tiles": "one recording: groups of operators in generated kernels, libraries where faster",
+    "compiled": "one recording of a compiled region",
+    "searched": "the same, its kernels searched for by the compiler",
+}
+_GRAPHS = {"": "", "-unmerged": ", without rewrites that merge or hoist",
+           "-unrewritten": ", without rewrites"}  # fmt: skip
 NOTES = {
+    f"{kind}{graph}": f"{said}{apart}"
+    for kind, said in _DEVICE.items()
+    for graph, apart in _GRAPHS.items()
+} | {
     "original": "eager",
     "rewrites": "plain library calls, one after another",
     "kernels": "chosen library kernels, one after another",

@@ -17,7 +17,8 @@ from whet.fuse.seed import seed
 from whet.kernel.lower import lower
 from whet.kernel.price import candidates, seconds
 from whet.machine.gpu import PRESETS, preset
-from whet.run.device import LIBRARY, Tuned, needs
+from whet.run.cuda import needs
+from whet.run.device import LIBRARY, Tuned
 from whet.run.elsewhere import predict, read_plan, write
 from whet.store import Store
 
@@ -28,7 +29,8 @@ from torch import nn
 from whet.capture.torch import capture
 from whet.errors import InputError
 from whet.machine.gpu import preset
-from whet.run.device import Tuned, graphs, lowered_for
+from whet.run.cuda import Pretended, graphs
+from whet.run.device import Tuned, lowered_for
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.store import Store
@@ -41,7 +43,7 @@ with torch.no_grad():
     low = lowered_for(c.graph, Tuned(preset("h200"), Store.open()), cpu)
     assert low.kernels["triton"] >= 1, low.kernels
     names = [n.name for n in c.graph.parameters]
-    p = Program(low, Parameters({}, m, names), graphs(low, cpu), "cuda")
+    p = Program(low, Parameters({}, m, names), graphs(low, Pretended()), "cuda")
     assert (p([x])[0] - m(x)).abs().max() < 1e-6
     try:
         p([x.double()])

@@ -1,0 +1,224 @@
+"""What competes on a device: ways to run a rewritten graph, each one graph of launches.
+
+    rewrites    library calls, launched from Python          only ever a comparison
+    graphed     library calls
+    channels    the same, images with their channels last
+    compiled    one region, compiled around library calls
+    searched    the same, its kernels searched for           where time is left
+    tiles       groups of operators in generated kernels, libraries where faster
+
+Each is run once before it competes; what does not run is counted with its reason, and left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whet.backend.lowered import Lowered, Step, body_nodes, example, lower
+from whet.backend.tiled import tiled
+from whet.errors import WhetError
+from whet.fuse.seed import seed
+from whet.ir.graph import Graph
+from whet.run.cuda import Cuda, Replayed, graphs
+from whet.run.device import Tuned
+from whet.run.engine import Bind
+from whet.run.gains import ROUNDS, Stopwatch
+from whet.run.measure import Timing
+from whet.run.parameters import Parameters
+from whet.run.program import Program
+from whet.run.rewriting import Rewritten
+from whet.store import Store
+
+ENGINE = "cuda"
+SEARCHED = "max-autotune-no-cudagraphs"  # the compiler's own search; the recording is ours
+SEARCH_S = 60.0  # seconds of the budget that have to be left for it
+Made = tuple[str, Program]
+Variant = tuple[str, Rewritten]
+
+
+@dataclass
+class Launched:
+    """Programs for the device that a model lies on.
+
+    Attributes:
+        cuda: the device.
+        store: where decisions on groups are kept.
+        given: schedules by cluster digest that were made elsewhere.
+        failures: reason to count, of what did not run.
+    """
+
+    cuda: Cuda
+    store: Store
+    given: Mapping[str, str] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def plain(self, graph: Graph) -> Lowered:
+        """A graph as library calls."""
+        lowered = lower(graph, lambda cluster, kernels: kernels[0])
+        return placed(lowered, self.cuda.device)
+
+    def watch(self, seconds: float) -> Stopwatch:
+        """Times parts of graphs here."""
+        return Watch(lambda cluster, kernels: kernels[0], seconds, programs=self)
+
+    def variants(
+        self, graphs: Iterable[Variant], parameters: Callable[[Graph], Parameters],
+        inputs: Sequence[Tensor], *, left: Callable[[], float], without: frozenset[str],
+    ) -> Iterator[tuple[str, Program, Rewritten]]:  # fmt: skip
+        """`programs` of each graph, named for it."""
+        for name, graph in graphs:
+            for kind, program in self.programs(
+                graph.graph, parameters(graph.graph), inputs, left=left, without=without
+            ):
+                yield f"{kind}-{name}" if name else kind, program, graph
+
+    def programs(
+        self, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor], *,
+        left: Callable[[], float], without: frozenset[str] = frozenset(),
+    ) -> Iterator[Made]:  # fmt: skip
+        """What runs a graph, each tried on the inputs.
+
+        Args:
+            parameters: of the graph; constants lie on the device already.
+            left: seconds that may still be spent.
+            without: "generated", "regions": kinds that are left out.
+        """
+        plain = self.plain(graph)
+        yield from self._tried("graphed", plain, graphs(plain, self.cuda), parameters, inputs)
+        if any(len(n.shape) == 4 for n in graph.parameters):
+            bind = self._channels(plain)
+            yield from self._tried("channels", plain, bind, parameters, inputs)
+        if "generated" not in without and left() > 0:
+            yield from self._tiles(graph, parameters, inputs, 0.6 * left())
+        if "regions" not in without and left() > 0:
+            yield from self._compiled("compiled", graph, parameters, inputs, None)
+        if "regions" not in without and left() > SEARCH_S:
+            yield from self._compiled("searched", graph, parameters, inputs, SEARCHED)
+
+    def _tiles(
+        self, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor], seconds: float
+    ) -> Iterator[Made]:
+        tuned = Tuned(
+            self.cuda.gpu, self.store, self.cuda, self.cuda.precision, self.given,
+            until=time.monotonic() + seconds,
+        )  # fmt: skip
+        groups = seed(graph, body_nodes(graph))
+        tuned.prepare(groups.clusters)
+        self.failures.update(tuned.failures)
+        lowered = tiled(graph, groups, tuned, self.cuda.device)
+        if lowered.kernels.get("triton"):
+            bind = graphs(lowered, self.cuda)
+            yield from self._tried("tiles", lowered, bind, parameters, inputs)
+
+    def _compiled(
+        self, name: str, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor],
+        mode: str | None,
+    ) -> Iterator[Made]:  # fmt: skip
+        lowered = lower(graph, lambda cluster, kernels: kernels[0], literals="inline")
+        lowered = placed(lowered, self.cuda.device)
+        try:
+            derived = lowered.derive(parameters.tensors())
+            body = compiled(lowered, inputs, derived, mode)
+        except Exception as fault:  # a compiler may raise anything
+            self._failed(name, fault)
+            return
+        yield from self._tried(name, lowered, graphs(lowered, self.cuda, body), parameters, inputs)
+
+    def _channels(self, lowered: Lowered) -> Bind:
+        body = lowered.function()
+
+        def turned(*xs: Tensor) -> tuple[Tensor, ...]:
+            found: tuple[Tensor, ...] = body(*map(channels_last, xs))
+            return tuple(x.contiguous() for x in found)
+
+        bind = graphs(lowered, self.cuda, turned)
+        return lambda derived: bind(tuple(map(channels_last, derived)))
+
+    def _tried(
+        self, name: str, lowered: Lowered, bind: Bind, parameters: Parameters,
+        inputs: Sequence[Tensor],
+    ) -> Iterator[Made]:  # fmt: skip
+        try:
+            program = Program(lowered, parameters, bind, ENGINE)
+            program(inputs)
+            self.cuda.wait()
+        except Exception as fault:  # what a library or a compiler raises is no reason to stop
+            self._failed(name, fault)
+            return
+        bound = program.current()
+        if isinstance(bound, Replayed) and bound.refused:
+            self.failures[f"{name}: {bound.refused}"] += 1
+        yield name, program
+
+    def _failed(self, name: str, fault: Exception) -> None:
+        said = fault.summary if isinstance(fault, WhetError) else type(fault).__name__
+        first = (str(fault).splitlines() or [""])[0]
+        self.failures[f"{name}: {said}: {first}"[:200]] += 1
+
+
+@dataclass
+class Watch(Stopwatch):
+    """Times closed graphs on a device, as recordings of library calls."""
+
+    programs: Launched | None = None
+
+    def _timed(self, graphs: Sequence[Graph]) -> list[Timing]:
+        assert self.programs is not None
+        cuda = self.programs.cuda
+        generator = torch.Generator().manual_seed(0)
+        leaves = dict.fromkeys(n for g in graphs for n in g.nodes if n.is_leaf and n.op != "full")
+        feeds = {n.name: example(n, generator).to(cuda.device) for n in leaves}
+        made = []
+        with torch.no_grad():
+            for g in graphs:
+                lowered = self.programs.plain(g)
+                given = [feeds[n.name] for n in lowered.graph.inputs]
+                body, held = lowered.function(), lowered.derive(feeds)
+                made.append(cuda.recorded(lambda b=body, xs=(*given, *held): b(*xs)))  # type: ignore[misc]
+            rows = cuda.raced([r.replay for r in made], 3 * ROUNDS)
+        return [Timing(tuple(row)) for row in rows]
+
+
+def placed(lowered: Lowered, device: torch.device) -> Lowered:
+    """The same, with what makes tensors out of nothing making them on the device."""
+
+    def on_device(step: Step) -> Step:
+        def call(*xs: Any) -> Any:
+            with device:
+                return step.call(*xs)
+
+        return replace(step, call=call)
+
+    def there(steps: Sequence[Step]) -> tuple[Step, ...]:
+        return tuple(on_device(s) if not s.node.args or s.kernel == "record" else s for s in steps)
+
+    return replace(lowered, prologue=there(lowered.prologue), body=there(lowered.body))
+
+
+def compiled(
+    lowered: Lowered, inputs: Sequence[Tensor], derived: Sequence[Tensor], mode: str | None
+) -> Callable[..., Any]:
+    """A body as one region of torch's compiler, over inputs and derived values.
+
+    Args:
+        mode: of the compiler; None for its default.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    body = lowered.function()
+    with torch.no_grad():
+        traced = make_fx(lambda *xs: tuple(body(*xs)), tracing_mode="fake")(*inputs, *derived)
+    made: Callable[..., Any] = torch.compile(traced, fullgraph=True, dynamic=False, mode=mode)
+    return made
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """An image or its weights with channels innermost; anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
