@@ -1,0 +1,102 @@
+"""The bench for devices, pretended: every part ends, is begun again, and leaves the right file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench.gpu
+from bench.gpu.kernels import PRODUCTS
+from bench.gpu.models import cases
+from bench.gpu.rows import Rows
+from whet.run.cuda import Pretended
+
+ROOT = Path(__file__).parents[3]
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def pretended(folder: Path, part: str, *more: str) -> dict[str, Any]:
+    """What a part leaves, run in Triton's interpreter."""
+    env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "bench.gpu", "--pretend", "--part", part, "--small",
+         "--results", str(folder), "--caches", str(folder / "caches"), "--batches", "1",
+         "--kinds", "float32", "--budget", "10", *more],
+        check=False, capture_output=True, text=True, env=env, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout[-500:], done.stderr[-2000:])
+    assert "nothing is left" in done.stdout
+    (file,) = folder.glob(f"*-gpu-pretended-{part}.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["complete"]
+    assert found["pretended"]
+    assert {"name", "processor", "rates"} <= found["machine"].keys()
+    return found
+
+
+@needs_triton
+def test_kinds_are_checked(tmp_path: Path) -> None:
+    records = pretended(tmp_path, "check", "--models", "pointwise")["records"]
+    assert [r["system"] for r in records] == ["float32", "float16"]
+    assert all(r["right"] for r in records)
+
+
+@needs_triton
+@pytest.mark.full
+@pytest.mark.parametrize(("part", "model", "systems"), [
+    ("models", "nasrnn", {"eager", "compile", "reduce-overhead", "max-autotune", "whet"}),
+    ("ablation", "nasrnn", {"whet", "whet-no-rewrites"}),
+    ("shapes", "", {"library", "triton product", "triton rows"}),
+    ("kernels", "memchain", {"library"}),
+    ("rewrites", "nasrnn", {"rewrites"}),
+])  # fmt: skip
+def test_parts(part: str, model: str, systems: set[str], tmp_path: Path) -> None:
+    records = pretended(tmp_path, part, "--models", model)["records"]
+    assert systems <= {r["system"] for r in records}
+    assert not [r for r in records if "failed" in r]
+    for record in records:
+        if part in ("models", "ablation"):
+            fields = {"model", "system", "median_s", "spread", "optimize_s", "error", "floor_s"}
+            assert fields <= record.keys()
+
+
+def test_a_run_whose_time_is_up_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [True]
+
+    def part(args: Any, rows: Rows):  # type: ignore[no-untyped-def]
+        for model in ("a", "b"):
+            if model not in rows:
+                tries = rows.begin(model)
+                if model == "b" and long[0]:
+                    time.sleep(60)
+                yield [{"model": model, "system": "whet", "gain": 2.0, "tries": tries}]
+
+    monkeypatch.setitem(bench.gpu.PARTS, "check", part)
+    given = ["--pretend", "--results", str(tmp_path), "--seconds"]
+    assert bench.gpu.main([*given, "0.3"]) == 3
+    assert "goes on from here" in capsys.readouterr().out
+    long[0] = False
+    assert bench.gpu.main([*given, "30"]) == 0
+    assert "2 rows, geometric mean 2.000" in capsys.readouterr().out
+    rows = Rows.of(tmp_path, "check", Pretended(), True)
+    assert [(r["model"], r["tries"]) for r in rows.records] == [("a", 0), ("b", 1)]
+
+
+def test_what_is_asked_for() -> None:
+    args = bench.gpu.parsed(["--models", "lstm,dlrm", "--batches", "1,32", "--kinds", "tf32"])
+    assert [key for *_, key in cases(args)] == [
+        "lstm/1/tf32", "lstm/32/tf32", "dlrm/1/tf32", "dlrm/32/tf32",
+    ]  # fmt: skip
+    assert len(set(PRODUCTS)) == 40
