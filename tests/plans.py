@@ -29,6 +29,7 @@ class Plan:
     zero: int = 0
     recompute: bool = False
     style: str = "free"
+    chunks: int = 1
     weights: tuple[float, ...] = ()  # of blocks, for uneven stages
     tensors: tuple[int, ...] = ()  # of each stage, where they differ
     pinned: tuple[str, ...] = ("data",)
@@ -44,6 +45,7 @@ PLANS = {
     "tensor": Plan(tensor=2, style="tokens"),
     "pipeline": Plan(stages=2, micro=4),
     "gpipe": Plan(stages=2, micro=4, schedule="gpipe", recompute=True),
+    "interleaved": Plan(stages=2, micro=4, schedule="interleaved", chunks=2),
     "fsdp": Plan(data=2, zero=3, micro=2),
     "zero1": Plan(data=2, zero=1, micro=2),
     "data x tensor": Plan(data=2, tensor=2, style="tokens", zero=1),
@@ -56,6 +58,7 @@ PLANS = {
 
 def strategy(library: Library, plan: Plan, *, one: bool = False) -> Strategy:
     """The strategy of a plan; `one` microbatch where the model asks for it."""
+    chunks = 1 if one else plan.chunks  # an interleaved schedule needs several microbatches
     weights = list(plan.weights) or list(library.weights())
     recipes = [
         Recipe((("data", plan.data * plan.tensor // t), ("tensor", t)),
@@ -66,9 +69,10 @@ def strategy(library: Library, plan: Plan, *, one: bool = False) -> Strategy:
     parts = even(
         [weights] * plan.stages,
         [tuple(range(k * size, (k + 1) * size)) for k in range(plan.stages)],
-        recipes, zero=plan.zero, recompute=plan.recompute,
+        recipes, chunks=chunks, zero=plan.zero, recompute=plan.recompute,
     )  # fmt: skip
-    return Strategy(parts, 1 if one else plan.micro, plan.schedule, origin="test")
+    schedule = "1f1b" if one else plan.schedule
+    return Strategy(parts, 1 if one else plan.micro, schedule, chunks, "test")
 
 
 def planned(model: str, plan: Plan, dtype: str = "float64", batch: int = 8) -> Planned:

@@ -1,7 +1,8 @@
 """Plans on real ranks: losses and parameters of 20 steps against one process, in both precisions.
 
 Every model under every plan of `tests/plans.py`, on 2 and 4 Gloo ranks of this host. What is
-reported is the largest relative difference, not a time.
+reported is the largest relative difference, not a time. A run goes on where the file of `--json`
+ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 
+from bench.cli import split
+from bench.suite import write
 from tests.plans import PLANS
 from whet.capture import planned as glue
 from whet.capture.training import training
@@ -31,15 +34,21 @@ STEPS, BATCH = 20, 8
 def measure(
     args: argparse.Namespace, progress: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], str]:
-    """Run all; `args.models` chooses models."""
-    records = []
+    """Run all that the file of `args.json` does not hold; `args.models` chooses models."""
+    file = getattr(args, "json", None)
+    records: list[dict[str, Any]] = []
+    if file is not None and file.exists():
+        records = json.loads(file.read_text(encoding="utf-8"))["records"]
+    known = {(r["model"], r["plan"], r["dtype"]) for r in records}
+    models = split(getattr(args, "models", None)) or list(MODELS)
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    for model in getattr(args, "models", None) or MODELS:
-        for name, plan in PLANS.items():
-            for dtype in TOLERANCE:
-                progress(f"{model} under {name}, {dtype}")
-                records.append({"model": model, "plan": name, "ranks": plan.ranks,
-                                "dtype": dtype, **_one(model, name, dtype)})  # fmt: skip
+    cells = [(m, p, d) for d in TOLERANCE for m in models for p in PLANS]
+    for model, name, dtype in (c for c in cells if c not in known):
+        progress(f"{model} under {name}, {dtype}")
+        record = {"model": model, "plan": name, "ranks": PLANS[name].ranks, "dtype": dtype}
+        records.append({**record, **_one(model, name, dtype)})
+        if file is not None:
+            write(file, json.dumps({"records": records}, indent=1))
     return records, page(records)
 
 
@@ -74,6 +83,6 @@ def page(records: list[dict[str, Any]]) -> str:
         fine = r["loss_error"] < limit and r["parameter_error"] < limit
         good += fine
         lines.append(f"{head}loss {r['loss_error']:.1e}  parameters {r['parameter_error']:.1e}"
-                     f"  {'equal' if fine else 'NOT EQUAL'}")  # fmt: skip
+                     f"  {'equal' if fine else 'NOT EQUAL: ' + r['parameter']}")  # fmt: skip
     lines.append(f"  {good} of {len(records)} equal")
     return "\n".join(lines)

@@ -88,6 +88,9 @@ def _strategy(strategy: Strategy, blocks: int, most: int) -> tuple[Strategy, lis
         device += count
         parts.append(replace(old[k], first=a, last=b, devices=devices, recipe=recipe))
     micro = min(strategy.microbatches, most)
+    shape = [(p.first, p.last, p.recipe) for p in parts]
+    if shape == [(p.first, p.last, p.recipe) for p in old] and micro == strategy.microbatches:
+        return replace(strategy, origin="twin"), origin  # chunks share their devices
     schedule = strategy.schedule if strategy.chunks == 1 else "1f1b"
     return Strategy(tuple(parts), micro, schedule, 1, "twin"), origin
 

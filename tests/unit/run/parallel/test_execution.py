@@ -18,7 +18,11 @@ from whet.run.parallel.session import Options
 ROOT = str(Path(__file__).parents[4])
 MODELS = ("bert_large", "llama3_8b", "resnet50", "dlrm", "mixtral_8x7b")
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-CHEAP = [("dlrm", "pipeline x data"), ("llama3_8b", "data x tensor")]
+CHEAP = [
+    ("dlrm", "pipeline x data", "float64"),
+    ("llama3_8b", "data x tensor", "float64"),
+    ("dlrm", "interleaved", "float32"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +54,11 @@ def equal(found, model, dtype, batch=8, **options):
     assert apart["parameter_error"] < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(("model", "plan"), CHEAP)
-def test_twenty_steps_equal_one_process(tmp_path, model, plan):
-    ended, found = ranks(tmp_path, model, plan, steps=20, rate=1e-3)
+@pytest.mark.parametrize(("model", "plan", "dtype"), CHEAP)
+def test_twenty_steps_equal_one_process(tmp_path, model, plan, dtype):
+    ended, found = ranks(tmp_path, model, plan, dtype, steps=20, rate=1e-3)
     assert [e.code for e in ended] == [0] * PLANS[plan].ranks, ended[0].text
-    equal(found, model, "float64", steps=20, rate=1e-3)
+    equal(found, model, dtype, steps=20, rate=1e-3)
 
 
 @pytest.mark.full

@@ -20,12 +20,15 @@ from whet.parallel.traffic import issued, predicted
 from whet.run.parallel.proof import PlanRefused
 
 
-@pytest.mark.parametrize("name", ["tensor", "pipeline", "gpipe", "fsdp", "data x tensor"])
+@pytest.mark.parametrize(
+    "name", ["tensor", "pipeline", "gpipe", "interleaved", "fsdp", "data x tensor"]
+)
 def test_a_plan_is_equal_in_one_process(name):
     proof = glue.refuse(planned("dlrm", PLANS[name], "float32"))
     assert proof.error < 1e-12
     assert proof.seeds == 2
     assert proof.values > 20
+    assert proof.ranks == PLANS[name].ranks
 
 
 def test_stages_of_different_meshes_are_equal():
