@@ -22,6 +22,7 @@ from whet.errors import UnsupportedError
 from whet.ir.expr import Expr
 from whet.kernel.block import Launch
 from whet.kernel.legal import writes
+from whet.kernel.limits import launches
 from whet.kernel.loops import Buffer, Extent, If, Kernel, Loop, Stmt, Store, Update, touched
 
 HEAD = """\
@@ -76,7 +77,7 @@ def module(name: str, k: Kernel, launch: Launch) -> Module:
         UnsupportedError: a function or type has no word; a buffer that lives in a loop cannot be a
             tile, for it is read at other places than it was written; a loop that tiles do not know.
     """
-    groups = _groups(k.body)
+    groups = launches(k.body)
     used = [touched(g) for g in groups]
     local = {b.name for b in k.scratch if sum(b.name in u for u in used) == 1}
     texts, programs = [], []
@@ -89,21 +90,6 @@ def module(name: str, k: Kernel, launch: Launch) -> Module:
     body = "\n\n".join(texts)
     text = HEAD.format(helpers=prelude(_used(body))) + body
     return Module(text, tuple(programs), launch, k.buffers)
-
-
-def _groups(body: Iterable[Stmt]) -> list[tuple[Stmt, ...]]:
-    """Statements by launches: a parallel loop has its own, what is between is one program."""
-    found: list[tuple[Stmt, ...]] = []
-    for s in body:
-        if _parallel(s) or not found or _parallel(found[-1][-1]):
-            found.append((s,))
-        else:
-            found[-1] += (s,)
-    return found
-
-
-def _parallel(s: Stmt) -> bool:
-    return isinstance(s, Loop) and s.kind == "parallel"
 
 
 def _used(body: str) -> str:

@@ -23,7 +23,7 @@ from whet.kernel.mark import Keep
 from whet.kernel.online import Online
 from whet.kernel.order import Collapse, Reorder
 from whet.kernel.place import ComputeAt
-from whet.kernel.trim import Trim
+from whet.kernel.trim import Cease
 
 
 class Inside:
@@ -98,7 +98,7 @@ class Inside:
             outside = chosen[0] not in d.kernel.scopes.get(b.name, ())
             if b.name in read and outside and b.name not in scores and len(b.sizes) > 1:
                 d.do(ComputeAt(b.name, chosen[0]))
-        d.do(Trim(chosen[0]))
+        d.do(Cease(chosen[0]))
         return True
 
     # -- blocks ------------------------------------------------------------------------------------

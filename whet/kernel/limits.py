@@ -11,7 +11,7 @@ Both are upper estimates, told before anything is compiled; tests hold them agai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.ir import expr as ex
@@ -43,14 +43,34 @@ class Demand:
 
 
 def demands(k: Kernel, launch: Launch) -> list[Demand]:
-    """What each statement of a scheduled kernel's body asks for."""
-    return [_demand(k, s, launch) for s in k.body]
+    """What each launch of a scheduled kernel asks for."""
+    found = []
+    for group in launches(k.body):
+        parts = [_demand(k, s, launch) for s in group]
+        shared, registers = max(d.shared for d in parts), max(d.registers for d in parts)
+        found.append(Demand(shared, registers, max(d.programs for d in parts)))
+    return found
+
+
+def launches(body: Iterable[Stmt]) -> list[tuple[Stmt, ...]]:
+    """Statements by launches: a parallel loop has its own, what is between is one program."""
+    found: list[tuple[Stmt, ...]] = []
+    for s in body:
+        if _parallel(s) or not found or _parallel(found[-1][-1]):
+            found.append((s,))
+        else:
+            found[-1] += (s,)
+    return found
+
+
+def _parallel(s: Stmt) -> bool:
+    return isinstance(s, Loop) and s.kind == "parallel"
 
 
 def fits(k: Kernel, launch: Launch, gpu: Gpu) -> Illegal | None:
     """Why a kernel cannot be run on a device, with the number; None where it can."""
-    for n, d in enumerate(demands(k, launch)):
-        loop = next((s.var for s in (k.body[n],) if isinstance(s, Loop)), "")
+    for group, d in zip(launches(k.body), demands(k, launch), strict=True):
+        loop = next((s.var for s in group if isinstance(s, Loop)), "")
         if d.shared > gpu.shared:
             return Illegal("resources", loop, "", (("shared", d.shared), ("most", gpu.shared)))
         if d.registers > gpu.registers_each:
@@ -121,7 +141,7 @@ def _demand(k: Kernel, s: Stmt, launch: Launch) -> Demand:
 
 
 def _local(k: Kernel, name: str) -> bool:
-    return sum(name in touched((s,)) for s in k.body) == 1
+    return sum(name in touched(group) for group in launches(k.body)) == 1
 
 
 def _bytes(k: Kernel, name: str) -> int:

@@ -24,7 +24,7 @@ from whet.kernel.draft import Draft, weight
 from whet.kernel.following import most
 from whet.kernel.grid import grid
 from whet.kernel.legal import Illegal
-from whet.kernel.limits import demands, fits, resident, tiles
+from whet.kernel.limits import demands, fits, launches, resident, tiles
 from whet.kernel.loops import Kernel, Leaf, Loop, Stmt, Update, touched
 from whet.machine.gpu import Gpu
 
@@ -53,14 +53,14 @@ class Work:
 def seconds(k: Kernel, launch: Launch, gpu: Gpu) -> float:
     """The whole kernel, all its launches."""
     total = 0.0
-    for s, d in zip(k.body, demands(k, launch), strict=True):
-        w = work(k, s, launch)
+    for group, d in zip(launches(k.body), demands(k, launch), strict=True):
+        w = work(k, group, launch)
         each = -(-d.programs // gpu.multiprocessors)
         share = each * gpu.multiprocessors
         compute = share * w.products / (EFFICIENCY * gpu.rate(w.dtype))
         compute += share * w.others / gpu.rate("vector")
         moved = d.programs * w.moved
-        unique = sum(min(b.bytes, moved) for b in k.buffers if b.name in touched((s,)))
+        unique = sum(min(b.bytes, moved) for b in k.buffers if b.name in touched(group))
         beyond = unique if unique < gpu.l2 else max(unique, moved / 4)
         waves = -(-d.programs // (resident(d, launch, gpu) * gpu.multiprocessors))
         latency = waves * max(1.0, w.steps) * WAIT / max(1, min(launch.stages - 1, w.steps))
@@ -69,13 +69,14 @@ def seconds(k: Kernel, launch: Launch, gpu: Gpu) -> float:
     return total
 
 
-def work(k: Kernel, s: Stmt, launch: Launch) -> Work:
-    """What one program of a statement of the body does."""
+def work(k: Kernel, group: Sequence[Stmt], launch: Launch) -> Work:
+    """What one program of a launch does."""
     dots = products(Kernel(k.buffers, k.body))
-    local = {b.name for b in k.scratch if sum(b.name in touched((x,)) for x in k.body) == 1}
+    groups = launches(k.body)
+    local = {b.name for b in k.scratch if sum(b.name in touched(x) for x in groups) == 1}
     on_cores = others = moved = steps = 0.0
     dtype = "float32"
-    for leaf, loops, blocks in tiles(s):
+    for leaf, loops, blocks in (x for s in group for x in tiles(s)):
         serial = [x for x in loops if x.kind in ("serial", "unroll")]
         trips = float(math.prod(most(k, x.var) for x in serial))
         points = trips * math.prod(blocks.values())

@@ -13,7 +13,7 @@ The moves, each a class with its check beside it, a kernel before and a kernel a
     stage     stage
     fold      split_reduction
     online    online
-    trim      trim beside
+    trim      trim cease beside
     block     block grid launch
     flatten   flatten
     shadow    shadow

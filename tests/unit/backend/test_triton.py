@@ -14,10 +14,12 @@ import pytest
 from tests.unit.backend.tiles import F16, F32, KINDS, graph, modules
 from whet.backend.triton_text import module
 from whet.errors import UnsupportedError
+from whet.kernel.affine import bounds
 from whet.kernel.block import Launch, launch_of
 from whet.kernel.cut import Cut
 from whet.kernel.grid import grid
 from whet.kernel.limits import demands, fits
+from whet.kernel.loops import Loop, walk
 from whet.kernel.lower import lower
 from whet.kernel.schedule import Illegal, apply, read, show
 from whet.machine.gpu import preset
@@ -108,6 +110,18 @@ def test_products_go_through_tensor_cores() -> None:
     assert "tl.float32)" in m.text  # the epilogue is computed wide
     _, _, m = modules("attention, causal", F16)
     assert m.text.count("tl.dot(") == 2
+
+
+def test_masked_pieces_are_left_out() -> None:
+    """Keys that no query of a tile may see are not visited: the range of their loop says so."""
+    _, d, _ = modules("attention, causal, long", F16)
+    (loop,) = (x for x in walk(d.kernel.body) if isinstance(x, Loop) and x.kind == "serial"
+               and not isinstance(x.extent, int))  # fmt: skip
+    (tile,) = (x for x in d.kernel.loops if x.endswith("i_o"))
+    ends = [bounds(loop.extent, {tile: 1 + n})[1] for n in range(3)]
+    assert ends == [2, 4, 6]
+    _, d, _ = modules("attention, mask", F16)
+    assert not any("cease" in str(m) for m in show(d.schedule).splitlines())
 
 
 def test_float32_products_say_their_precision() -> None:

@@ -159,6 +159,7 @@ KINDS: Mapping[str, Kind] = {
     "side by side": Kind(_beside),
     "attention": Kind(_attention(3, 1, 45, 45, False)),
     "attention, causal": Kind(_attention(2, 1, 45, 45, True), quick=True),
+    "attention, causal, long": Kind(_attention(1, 1, 90, 90, True)),
     "attention, mask": Kind(_attention(2, 1, 20, 33, False, True)),
     "attention, grouped heads": Kind(_attention(4, 2, 33, 33, True)),
     "attention, decode": Kind(_attention(4, 1, 1, 77, False)),

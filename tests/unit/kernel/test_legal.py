@@ -135,3 +135,27 @@ def test_a_loop_over_digits_is_independent_where_each_of_them_is() -> None:
 def test_a_kernel_that_is_not_well_formed(body: str, said: str) -> None:
     with pytest.raises(KernelError, match=said):
         parse(HEAD + body)
+
+
+@pytest.mark.parametrize(("old", "new", "kind"), [
+    ("p[0] = exp((x[i, j] if j <= i else -inf) - s[0])", "p[0] = exp(x[i, j] - s[0])", "uses"),
+    ("z[i] += p[0] * v[j]", "z[i] += v[j]", "uses"),
+    ("z[i] *= c[0]", "z[i] *= p[0]", "uses"),
+    ("b[0] = m[i]", "b[0] = 0", "uses"),
+    ("s[0] = (0 if m[i] == -inf else m[i])", "s[0] = m[i]", "uses"),
+    ("m[i] = max(m[i], (x[i, j] if j <= i else -inf))", "m[i] = max(m[i], x[i, j])", "uses"),
+    ("(x[i, j] if j <= i else -inf) - s[0]", "(x[i, j] if j <= 3 else -inf) - s[0]", "uses"),
+    ("y[i] = z[i]", "y[i] = z[i] + c[0]", "uses"),
+])  # fmt: skip
+def test_a_loop_ends_only_where_nothing_is_left_to_do(old: str, new: str, kind: str) -> None:
+    """Whatever else an iteration leaves behind, or scales by, keeps the loop as long as it is."""
+    from tests.unit.kernel.test_schedule import shown
+    from whet.kernel.schedule import apply, moves
+    from whet.kernel.text import parse
+
+    before, move, _ = shown(moves()["cease"])
+    text = str(before)
+    assert text.count(old) == 1
+    refused = apply(parse(text.replace(old, new)), (move,))
+    assert isinstance(refused, Illegal)
+    assert refused.kind == kind, refused
