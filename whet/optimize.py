@@ -42,7 +42,7 @@ from whet.run.calling import Runner
 from whet.run.choice import Chooser
 from whet.run.cuda import Cuda, at_hand
 from whet.run.engine import region
-from whet.run.fusing import fused
+from whet.run.fusing import decide, fused
 from whet.run.gains import Stopwatch, outrun
 from whet.run.guilty import acquitted
 from whet.run.launched import Launched
@@ -67,6 +67,7 @@ SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"}
 
 MEASURE_S = 6.0
 TUNING_S = 28.0  # seconds that tuning leaves for what comes after it
+LITTLE_S = 16.0  # seconds of that where every group is tuned: a native program, and measuring
 
 
 def optimize(
@@ -367,6 +368,7 @@ class _Walk:
         chooser = replace(self.chooser, region=False)
         tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
         start = fused(graph.graph, tuner).partition
+        decide(graph.graph, start, tuner, Budget(seconds=self._left() - LITTLE_S))
         yield from self._natives("generated", graph, captured, (start, tuner))
         self.tuned_whole = not tuner.undecided
         self.chooser.failures.update(tuner.failures)

@@ -127,27 +127,31 @@ def compile_units(
         UnsupportedError: there is no compiler.
         WhetError: a text does not compile; shows the compiler's first words.
     """
-    cc = compiler(target)
-
-    def made(text: str) -> bytes:
-        key = cc.key(text, flags)
-        found = None if store is None else store.get(KIND, key)
-        if isinstance(found, bytes):
-            return found
-        with tempfile.TemporaryDirectory(prefix="whet-cc-") as folder:
-            source = Path(folder, "unit.c")
-            source.write_text(text, encoding="utf-8")
-            out = source.with_suffix(".o")
-            _run([cc.path, *cc.flags, *flags, "-c", str(source), "-o", str(out)])
-            data = out.read_bytes()
-        if store is not None:
-            store.put(KIND, key, data)
-        return data
-
     texts = list(dict.fromkeys(units.values()))
     with ThreadPoolExecutor(jobs or max(target.threads, 1)) as pool:
-        objects = dict(zip(texts, pool.map(made, texts), strict=True))
+        made = pool.map(lambda text: compile_text(text, target, store, flags=flags), texts)
+        objects = dict(zip(texts, made, strict=True))
     return {name: objects[text] for name, text in units.items()}
+
+
+def compile_text(
+    text: str, target: Target, store: Store | None = None, *, flags: Sequence[str] = ()
+) -> bytes:
+    """The object of one text; see `compile_units`."""
+    cc = compiler(target)
+    key = cc.key(text, flags)
+    found = None if store is None else store.get(KIND, key)
+    if isinstance(found, bytes):
+        return found
+    with tempfile.TemporaryDirectory(prefix="whet-cc-") as folder:
+        source = Path(folder, "unit.c")
+        source.write_text(text, encoding="utf-8")
+        out = source.with_suffix(".o")
+        _run([cc.path, *cc.flags, *flags, "-c", str(source), "-o", str(out)])
+        data = out.read_bytes()
+    if store is not None:
+        store.put(KIND, key, data)
+    return data
 
 
 def link_objects(

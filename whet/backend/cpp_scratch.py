@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from whet.kernel.loops import Buffer, If, Kernel, Loop, Stmt, accesses, scope
+from whet.kernel.loops import Buffer, If, Kernel, Loop, Stmt, scope, touched
 
 ALIGN = 64
 STACK = 1 << 17  # bytes of one buffer beyond which the stack is no place for it
@@ -94,10 +94,11 @@ def _place(
     offsets: dict[str, int],
 ) -> int:
     """Offsets for what lives in `body` and within; returns the first byte behind all of it."""
-    used = [{a.buffer for a in accesses((s,))} for s in body]
+    living = buffers.get(home, ())
+    used = [touched((s,)) for s in body] if living else []
     spans: list[tuple[int, int, int, int]] = []  # first and last statement, first and last byte
     end = base
-    for b in sorted(buffers.get(home, ()), key=lambda b: -b.bytes):
+    for b in sorted(living, key=lambda b: -b.bytes):
         at = [k for k, names in enumerate(used) if b.name in names]
         place = base
         for _, _, low, high in sorted(

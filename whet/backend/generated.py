@@ -80,6 +80,15 @@ def scheduled(
     return Piece(order, tuple(taken), tuple(results), unit(k, target))
 
 
+def likewise(known: Piece, closed: Cluster, operands: Operands, results: Sequence[Value]) -> Piece:
+    """The kernel of a cluster that is the same as another, operands and results lying as there."""
+    taken = [
+        replace(v, how=w.how) if isinstance(v, Packed) and isinstance(w, Packed) else v
+        for v, w in zip(operands, known.operands, strict=True)
+    ]
+    return Piece(closed.results, tuple(taken), tuple(results), known.call)
+
+
 def unit(k: Kernel, target: Target) -> Generated:
     """A kernel as C, called by its content."""
     text = f"{k}\n{target}"

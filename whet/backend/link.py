@@ -8,7 +8,7 @@ they are in the process already, wherever torch is installed there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,9 +34,14 @@ def link(units: Mapping[str, str], store: Store | None = None) -> bytes:
     """
     target = Target.of(Machine.detect(), torch.get_num_threads())
     objects = compile_units(units, target, store)
+    return joined(list(dict.fromkeys(objects.values())), target)
+
+
+def joined(objects: Sequence[bytes], target: Target) -> bytes:
+    """One shared object of compiled texts. Raises `WhetError` where two define one function."""
     libraries = Path(torch.__file__).parent / "lib"
     flags = (
         "-Wl,-Bsymbolic", f"-L{libraries}", *(f"-l:{name}" for name in LIBRARIES), "-lm",
         "-Wl,--unresolved-symbols=ignore-all",
     )  # fmt: skip
-    return link_objects(list(dict.fromkeys(objects.values())), target, flags=flags)
+    return link_objects(objects, target, flags=flags)

@@ -68,19 +68,13 @@ ZERO, ONE = Num(0), Num(1)
 
 def children(e: Expr) -> tuple[Expr, ...]:
     """The direct subexpressions, in reading order."""
-    match e:
-        case Load(_, index, None):
-            return index
-        case Load(_, index, outside):
-            assert outside is not None
-            return (*index, outside)
-        case Reduce(_, _, body):
-            return (body,)
-        case Select(test, then, other):
-            return (test, then, other)
-        case Call(_, args):
-            return args
-    return ()
+    if isinstance(e, Call):  # asked so often that the order of the questions counts
+        return e.args
+    if isinstance(e, (Index, Num)):
+        return ()
+    if isinstance(e, Load):
+        return e.index if e.outside is None else (*e.index, e.outside)
+    return (e.body,) if isinstance(e, Reduce) else (e.test, e.then, e.other)
 
 
 def walk(e: Expr) -> Iterator[Expr]:
@@ -89,7 +83,8 @@ def walk(e: Expr) -> Iterator[Expr]:
     while stack:
         node = stack.pop()
         yield node
-        stack.extend(reversed(children(node)))
+        if below := children(node):
+            stack.extend(below[::-1])
 
 
 def rebuild(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
@@ -116,10 +111,11 @@ def substitute(e: Expr, values: Mapping[str, Expr]) -> Expr:
 def free(e: Expr) -> frozenset[str]:
     """Names of the axes that `e` depends on and does not bind itself."""
     if isinstance(e, Index):
-        return frozenset({e.name})
+        return frozenset((e.name,))
     found: frozenset[str] = frozenset()
     for child in children(e):
-        found |= free(child)
+        if not isinstance(child, Num):
+            found |= free(child)
     return found - frozenset(e.axes) if isinstance(e, Reduce) else found
 
 

@@ -33,6 +33,8 @@ class Form:
     constant: int
 
     def plus(self, other: Form, scale: int = 1) -> Form:
+        if not other.terms:
+            return Form(self.terms, self.constant + scale * other.constant)
         total = dict(self.terms)
         for atom, c in other.terms.items():
             total[atom] = total.get(atom, 0) + scale * c
@@ -50,53 +52,50 @@ class Form:
 
 def is_index(e: Expr) -> bool:
     """Is it integer arithmetic over variables and whole numbers alone?"""
-    match e:
-        case Index():
-            return True
-        case Num(value):
-            return isinstance(value, int)
-        case Call(fn, args):
-            return fn in _INDEX and all(map(is_index, args))
-    return False
+    if isinstance(e, Call):
+        return e.fn in _INDEX and all(map(is_index, e.args))
+    return isinstance(e, Index) or (isinstance(e, Num) and isinstance(e.value, int))
 
 
 def form(e: Expr, domain: Domain) -> Form:
     """A linear form of an integer expression; what is not linear in it is an atom, simplified."""
-    match e:
-        case Num(value) if isinstance(value, int):
-            return Form({}, value)
-        case Index():
-            return Form({e: 1}, 0) if domain.get(e.name) != 1 else Form({}, 0)
-        case Call("+" | "-" as fn, (a, b)):
-            return _joined(form(a, domain).plus(form(b, domain), 1 if fn == "+" else -1), domain)
-        case Call("*", (a, b)):
-            left, right = form(a, domain), form(b, domain)
-            if not left.terms:
-                return Form({}, 0).plus(right, left.constant)
-            if not right.terms:
-                return Form({}, 0).plus(left, right.constant)
-        case Call("//", (a, b)):
-            divisor = form(b, domain)
-            if not divisor.terms and divisor.constant > 0:
-                return _quotient(form(a, domain), divisor.constant, domain)
-        case Call("%", (a, b)):
-            divisor = form(b, domain)
-            if not divisor.terms and divisor.constant > 0:
-                return _remainder(form(a, domain), divisor.constant, domain)
-        case Call("minimum" | "maximum" as fn, (a, b)):
-            left, right = form(a, domain), form(b, domain)
-            low, high = _range(left.plus(right, -1), domain)
-            if high <= 0 or low >= 0:
-                smaller = high <= 0
-                return left if smaller == (fn == "minimum") else right
-            return Form({Call(fn, (build(left, domain), build(right, domain))): 1}, 0)
+    if isinstance(e, Index):
+        return Form({e: 1}, 0) if domain.get(e.name) != 1 else Form({}, 0)
+    if isinstance(e, Num) and isinstance(e.value, int):
+        return Form({}, e.value)
+    if isinstance(e, Call) and e.fn in _INDEX and len(e.args) == 2:
+        return _combined(e, e.fn, form(e.args[0], domain), form(e.args[1], domain), domain)
+    return Form({ex.rebuild(e, lambda x: simplify(x, domain)): 1}, 0)
+
+
+def _combined(e: Call, fn: str, left: Form, right: Form, domain: Domain) -> Form:
+    if fn == "+" or fn == "-":
+        return _joined(left.plus(right, 1 if fn == "+" else -1), domain)
+    if fn == "*":
+        if not left.terms:
+            return Form({}, 0).plus(right, left.constant)
+        if not right.terms:
+            return Form({}, 0).plus(left, right.constant)
+    elif fn == "//" or fn == "%":
+        if not right.terms and right.constant > 0:
+            part = _quotient if fn == "//" else _remainder
+            return part(left, right.constant, domain)
+    else:
+        low, high = _range(left.plus(right, -1), domain)
+        if high <= 0 or low >= 0:
+            smaller = high <= 0
+            return left if smaller == (fn == "minimum") else right
+        return Form({Call(fn, (build(left, domain), build(right, domain))): 1}, 0)
     return Form({ex.rebuild(e, lambda x: simplify(x, domain)): 1}, 0)
 
 
 def build(f: Form, domain: Domain) -> Expr:
     """The expression of a form: outer variables first, other atoms after, the constant last."""
-    order: dict[Expr, int] = {Index(v): k for k, v in enumerate(domain)}
-    atoms = sorted(f.terms, key=lambda a: (order.get(a, len(order)), ex.show(a)))
+    atoms = list(f.terms)
+    if len(atoms) > 1:
+        order: dict[Expr, int] = {Index(v): k for k, v in enumerate(domain)}
+        last = len(order)
+        atoms.sort(key=lambda a: (order[a], "") if a in order else (last, ex.show(a)))
     total: Expr | None = None
     rest = f.constant
     for sign in (1, -1):
@@ -120,6 +119,8 @@ def build(f: Form, domain: Domain) -> Expr:
 
 def simplify(e: Expr, domain: Domain) -> Expr:
     """`e` with index arithmetic in it simplified and decided conditions gone."""
+    if isinstance(e, Num):
+        return e
     if is_index(e):
         return build(form(e, domain), domain)
     match e:
@@ -243,8 +244,14 @@ def _joined(f: Form, domain: Domain) -> Form:
 
 
 def _range(f: Form, domain: Domain) -> tuple[float, float]:
-    if not f.terms:
-        return f.constant, f.constant
+    low = high = f.constant
+    for atom, c in f.terms.items():
+        extent = domain.get(atom.name) if isinstance(atom, Index) else None
+        if not isinstance(extent, int):
+            break
+        low, high = (low + c * (extent - 1), high) if c < 0 else (low, high + c * (extent - 1))
+    else:  # nearly always: variables that do not depend on each other
+        return low, high
     negated = Form({a: -c for a, c in f.terms.items()}, -f.constant)
     return -_greatest(negated, domain), _greatest(f, domain)
 

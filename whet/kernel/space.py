@@ -38,24 +38,29 @@ class Drafted:
     refused: tuple[str, ...] = ()
 
 
-def drafts(kernel: Kernel, fixed: frozenset[str], target: Target) -> list[Drafted]:
+def drafts(
+    kernel: Kernel, fixed: frozenset[str], target: Target, most: int | None = None
+) -> list[Drafted]:
     """Schedules, the most promising first.
 
     Args:
         kernel: naive, with its buffers laid out as they will lie.
         fixed: inputs that may be laid out otherwise ahead of time.
+        most: how many; as many as there are unless given.
     """
     found: list[Drafted] = []
     base = prepared(kernel)
     c = core(base.kernel, fixed)
     if c is not None and len(c.reduced) and c.extent(c.vector) > 1:
         for t in variants(c, target, bool(guarded(c.update))):
+            if len(found) == most:
+                break
             d = tile(base, c, t, fixed, target)
             if d is not None:
                 found.append(_drafted(str(t), d))
     if not found and (rows := blocks(kernel, target)) is not None:
         found.append(_drafted("blocks", rows))
-    if not found or c is None or not c.row:
+    if not found or (len(found) != most and (c is None or not c.row)):
         found.append(_drafted("chain", chain(kernel, target.threads, target.l1)))
     return found
 

@@ -27,7 +27,7 @@ from whet.run.oracle import relative_error
 from whet.store import Store
 
 KIND = "kernel-choice-2"
-BUDGET_S = 0.25  # seconds of measuring per distinct cluster
+BUDGET_S = 0.12  # seconds of measuring per distinct cluster
 SLACK = 0.98  # what a kernel's time must stay under, as a share of plain ATen's
 
 

@@ -9,19 +9,23 @@ acts on.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whet.backend.cut import WITHOUT
+from whet.backend import generated
+from whet.backend.cut import WITHOUT, cut
 from whet.backend.lowered import body_nodes
-from whet.backend.piece import Packed, Value, channels_last, dense
+from whet.backend.piece import Generated, Packed, Piece, Value, channels_last, dense
+from whet.errors import WhetError
 from whet.fuse.partition import Cluster, Partition
 from whet.fuse.seed import seed
 from whet.fuse.space import FuseSpace, Rates
 from whet.ir.cost import graph_floor
 from whet.ir.graph import Graph, Node
 from whet.run.tuned import LIBRARY, Decision, Tuner
+from whet.run.workshop import Asked
 from whet.search import Annealing, Budget, Cost, Journal, Outcome, Scored, search
 from whet.search.reason import Reason
 
@@ -39,14 +43,17 @@ class Priced:
     body: frozenset[Node]
 
     def __call__(self, clusters: Sequence[Cluster]) -> list[Scored[str]]:
+        self.tuner.prepare([self._asked(c) for c in clusters if not _free(c)])
         return [self._priced(c) for c in clusters]
 
-    def _priced(self, c: Cluster) -> Scored[str]:
-        (first, *more) = (n for n in c.graph.nodes if not n.is_leaf and n.args)
-        if not more and first.op in WITHOUT:  # memory seen otherwise, or written where it belongs
-            return Scored(c.digest, Cost.NONE)
+    def _asked(self, c: Cluster) -> Asked:
         operands = [_lying(n) if n in self.body else Packed(n) for n in c.leaves]
-        found = self.tuner.decision(c, operands, [_lying(n) for n in c.results])
+        return c, operands, [_lying(n) for n in c.results]
+
+    def _priced(self, c: Cluster) -> Scored[str]:
+        if _free(c):
+            return Scored(c.digest, Cost.NONE)
+        found = self.tuner.decision(*self._asked(c))
         resources: Mapping[str, float] = found.resources
         if math.isinf(found.seconds):
             return Scored(c.digest, Cost.IMPOSSIBLE, str(Reason.UNSUPPORTED), resources)
@@ -111,6 +118,36 @@ def fused(
     space = FuseSpace(start, Priced(tuner, rates, body), rates, WIDTH, kinds, feedback)
     outcome = search(space, CLIMB, budget, journal)
     return Fused(outcome.best.state, outcome, tuple(space.told))
+
+
+def decide(graph: Graph, partition: Partition, tuner: Tuner, within: Budget | None = None) -> None:
+    """Decide the groups of a partition together, as far as it is known how they will lie: as if
+    each had a kernel of its own.
+
+    Args:
+        within: see `Tuner.prepare`.
+    """
+    asked: list[Asked] = []
+
+    def make(
+        closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
+    ) -> Piece | None:
+        try:
+            generated.naive(closed, operands, results)
+        except WhetError:
+            return None
+        asked.append((closed, operands, results))
+        return Piece(closed.results, tuple(operands), tuple(results), Generated("", "", 0))
+
+    with contextlib.suppress(WhetError):  # whoever cuts it for good will say so
+        cut(graph, tuner.choose, partition, make)
+    tuner.prepare(asked, within)
+
+
+def _free(c: Cluster) -> bool:
+    """Memory seen otherwise, or written where it belongs."""
+    (first, *more) = (n for n in c.graph.nodes if not n.is_leaf and n.args)
+    return not more and first.op in WITHOUT
 
 
 def _lying(n: Node) -> Value:

@@ -1,12 +1,14 @@
 """Which kernel runs a group of operators: generated ones and the library's, as measured.
 
-    closed graph, layouts → drafts (whet.kernel.space) → compiled, checked, timed → the fastest
+    closed graph, layouts → drafts (whet.run.workshop) → checked, timed → the fastest
 
 A group is decided once for all its occurrences, and for all later programs: what is filed under a
 closed graph, the layouts of its operands and the machine is the schedule (or that the library was
 faster), not code. A draft that does not compile, crashes or computes something else than the
-library is never taken, and counted. Drafts are told apart by the best time each had: what else the
-machine does can only add to it. Whether the program as a whole is faster is measured for itself.
+library is never taken, and counted. Groups that a program will need are decided together, those
+that take most first (`prepare`): compilers have all processors, then the clock has them. Drafts are
+told apart by the best time each had: what else the machine does can only add to it. Whether the
+program as a whole is faster is measured for itself.
 """
 
 from __future__ import annotations
@@ -14,49 +16,49 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from whet.backend import aten, generated
 from whet.backend.cluster import ANCHORS
-from whet.backend.link import link
 from whet.backend.lowered import example, lower
 from whet.backend.piece import Generated, Packed, Piece, Value, extent
 from whet.backend.transform import transformed
 from whet.errors import WhetError
 from whet.fuse.partition import Cluster
+from whet.fuse.space import Rates
+from whet.ir.cost import graph_floor
 from whet.ir.graph import Node
 from whet.kernel.draft import Draft, turns
 from whet.kernel.loops import Kernel, Loop, walk
 from whet.kernel.refit import refitted
 from whet.kernel.schedule import read, show
-from whet.kernel.space import Drafted, drafts
 from whet.machine import Machine
 from whet.machine.target import Target
 from whet.run.choice import Chooser
 from whet.run.measure import interleaved
 from whet.run.trials import Trials
+from whet.run.workshop import Asked, Drawn, Workshop
 from whet.search import Budget
 from whet.store import Store
 
 KIND = "schedule-6"
+TOGETHER = 6  # groups whose drafts are compiled before they are timed
 LIBRARY = "library"
-PASS_S = 0.02  # seconds of timing for each draft of a cluster and pass
-HOPELESS = 1.5  # times the fastest, from which on a draft is slow
+FIRST = "no time to try several drafts: the first, or the library"
+QUICK_S = 0.3  # seconds that a group's first draft takes to compile and try, until it is known
+PASS_S = 0.015  # seconds of timing for each draft of a cluster and pass
+HOPELESS = 1.3  # times the fastest, from which on a draft is slow
 ENOUGH, PASSES = 3, 5  # passes that are made, where nothing disturbs and at most
 TURN_S = 3e-3  # a turn of the scheduler, or a little less
 CALL_S = 4e-6  # what Python takes for a library call, and a native program does not
 POINTER_S = 1e-6  # what Python takes to call a kernel
 TOLERANCE = 1e-3  # of the largest result; kernels are held to float64 as whole programs
-
-
-Asked = tuple[Cluster, Sequence[Value | Packed], Sequence[Value]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Tuner:
         asked: how often a program has had a piece made, by place.
         failures: reason to count, of drafts that did not run.
         seconds: by cluster digest, what each draft took.
+        written: kernels in C, by place and schedule.
     """
 
     store: Store
@@ -105,24 +108,32 @@ class Tuner:
     decided: dict[str, Decision] = field(default_factory=dict)
     groups: dict[str, Asked] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
+    written: dict[tuple[str, str], Piece] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.target = Target.of(self.machine, self.threads)
         self.trials = Trials(self.store, f"{self.machine.fingerprint()}|{self.threads}")
+        self.workshop = Workshop(self.target, self._entrants, self.failures)
 
     def __call__(
         self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
     ) -> Piece | None:
         """The group's generated kernel, or None where the library is faster or nothing runs."""
-        self.asked[self._place(closed, operands, results)] += 1
+        place = self._place(closed, operands, results)
+        self.asked[place] += 1
         found = self.decision(closed, operands, results)
         if found.schedule == LIBRARY:
             return None
+        written = self.written.get((place, found.schedule))
+        if written is not None:
+            return generated.likewise(written, closed, operands, results)
         try:
-            return generated.piece(closed, operands, results, read(found.schedule), self.target)
+            made = generated.piece(closed, operands, results, read(found.schedule), self.target)
         except WhetError as fault:
             self.failures[f"{fault.summary}: {fault.got}"] += 1
             return None
+        self.written[place, found.schedule] = made
+        return made
 
     def decision(
         self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
@@ -136,8 +147,48 @@ class Tuner:
                 self.undecided += 1
                 self.failures["no time to tune: left to the library"] += 1
                 return Decision(LIBRARY, math.inf, {})
-            self.decided[place] = found or self._measure(place, closed, operands, results)
+            if found is None:
+                self._measure({place: self.groups[place]})
+            else:
+                self.decided[place] = found
         return self.decided[place]
+
+    def prepare(self, asked: Sequence[Asked], within: Budget | None = None) -> None:
+        """Decide the groups of a program, those that take most first.
+
+        Where the time is too short to try several drafts of each, the lightest have their first
+        draft, if it is not slower than the library; where it is too short for that as well, groups
+        are tuned as far as the tuner's own budget goes.
+
+        Args:
+            asked: in any order; one that runs several times stands there as often.
+            within: what may be spent where all of them can be decided so; the tuner's budget unless
+                given.
+        """
+        often = Counter(self._place(*a) for a in asked)
+        groups = {p: a for a in asked if (p := self._place(*a)) not in self.decided}
+        left = [p for p in groups if not self._known(p)]
+        left.sort(key=lambda p: -often[p] * _work(groups[p][0]))
+        within = within or self.budget
+        pace = {None: 2 * QUICK_S, 1: QUICK_S}  # seconds of a group, by how many drafts it has
+        while left:
+            now, later = left[:TOGETHER], left[TOGETHER:]
+            rest = 1.2 * pace[1] * len(later)
+            most = None if within.seconds_left > pace[None] * len(now) + rest else 1
+            late = self.budget.stop() is not None
+            if late and within.seconds_left < 0.8 * pace[1] * len(left):
+                return
+            start = time.monotonic()
+            self._measure({p: groups[p] for p in now}, most)
+            pace[most] = (time.monotonic() - start) / len(now)
+            left = later
+
+    def _known(self, place: str) -> bool:
+        """Whether a group is on file, from where it is taken."""
+        found = self._recall(place)
+        if found is not None:
+            self.decided[place] = found
+        return found is not None
 
     def _place(
         self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
@@ -155,7 +206,7 @@ class Tuner:
 
     def reconsider(self, place: str) -> Decision:
         """Decide a group again, now that there are trials of it."""
-        self.decided[place] = self._measure(place, *self.groups[place])
+        self._measure({place: self.groups[place]})
         return self.decided[place]
 
     def _entrants(self, place: str, closed: Cluster, naively: Kernel) -> dict[str, Draft]:
@@ -170,42 +221,43 @@ class Tuner:
         return found
 
     # -- measuring ---------------------------------------------------------------------------------
-    def _measure(
+    def _measure(self, groups: Mapping[str, Asked], most: int | None = None) -> None:
+        """Decides groups: their drafts are compiled together, then timed group by group."""
+        made, code = self.workshop.made(groups, most)
+        for place, asked in groups.items():
+            self.groups.setdefault(place, asked)
+            self.decided[place] = self._fastest(place, asked, made[place], code, most)
+
+    def _fastest(
         self,
         place: str,
-        closed: Cluster,
-        operands: Sequence[Value | Packed],
-        results: Sequence[Value],
+        asked: Asked,
+        drawn: Mapping[str, Drawn],
+        code: ctypes.CDLL | None,
+        most: int | None,
     ) -> Decision:
         self.measured += 1
-        pieces: dict[str, tuple[Drafted, Piece]] = {}
-        try:
-            naively = generated.naive(closed, operands, results)
-            for d in drafts(naively, generated.fixed(naively, operands), self.target):
-                made = generated.scheduled(closed, operands, results, d.kernel, self.target)
-                pieces[d.name] = d, made
-            for name, other in self._entrants(place, closed, naively).items():
-                d = Drafted(name, other.schedule, other.kernel)
-                if all(d.kernel != known.kernel for known, _ in pieces.values()):
-                    made = generated.scheduled(closed, operands, results, d.kernel, self.target)
-                    pieces[name] = d, made
-        except WhetError as fault:
-            self.failures[f"{fault.summary}: {fault.got}"] += 1
+        closed, operands, _ = asked
         seconds: dict[str, float] = {}
         calm = True
         try:
-            seconds, calm = self._timed(closed, operands, {n: p for n, (_, p) in pieces.items()})
+            passes = ENOUGH if most is None else 1
+            seconds, calm = self._timed(closed, operands, drawn if code else {}, code, passes)
         except WhetError as fault:
             self.failures[f"{fault.summary}: {fault.got}"] += 1
         self.seconds[closed.digest] = seconds
         best = min(seconds, key=seconds.__getitem__, default=LIBRARY)
-        generates = best in pieces
+        generates = best in drawn
         found = Decision(
-            show(pieces[best][0].schedule) if generates else LIBRARY,
+            show(drawn[best].drafted.schedule) if generates else LIBRARY,
             seconds.get(best, math.inf),
-            resources(pieces[best][0].kernel) if generates else {},
+            resources(drawn[best].drafted.kernel) if generates else {},
         )
-        if calm:  # else it is good enough for this program, not for all later ones
+        if generates:
+            self.written[place, found.schedule] = drawn[best].piece
+        if most is not None:
+            self.failures[FIRST] += 1
+        elif calm:  # else it is good enough for this program, not for all later ones
             self.store.put(KIND, place, {
                 "schedule": found.schedule, "best": found.seconds,
                 "resources": dict(found.resources), "draft": best, "seconds": seconds,
@@ -214,7 +266,12 @@ class Tuner:
         return found
 
     def _timed(
-        self, closed: Cluster, operands: Sequence[Value | Packed], pieces: Mapping[str, Piece]
+        self,
+        closed: Cluster,
+        operands: Sequence[Value | Packed],
+        drawn: Mapping[str, Drawn],
+        code: ctypes.CDLL | None,
+        passes: int,
     ) -> tuple[dict[str, float], bool]:
         """Seconds of every draft that is right, and of the library where it competes; and whether
         these are to be trusted."""
@@ -223,21 +280,17 @@ class Tuner:
         call, steps = self._library(closed, values)
         want = call()
         calls: dict[str, Callable[[], object]] = {}
-        if competes or not pieces:
+        if competes or not drawn:
             calls[LIBRARY] = call
-        with tempfile.TemporaryDirectory(prefix="whet-tune-") as folder:
-            library = Path(folder) / "drafts.so"
-            units = (p.call for p in pieces.values() if isinstance(p.call, Generated))
-            library.write_bytes(link({u.symbol: u.text for u in units}))
-            code = ctypes.CDLL(str(library))
-            for name, p in pieces.items():
-                trial = _Trial(code, closed, p, values)
-                trial()
-                if trial.wrong(want) is None:
-                    calls[name] = trial
-                else:
-                    self.failures[f"wrong: {name}"] += 1
-            best, calm = best_times(calls)
+        for name, d in drawn.items():
+            assert code is not None
+            trial = _Trial(code, closed, d.piece, values)
+            trial()
+            if trial.wrong(want) is None:
+                calls[name] = trial
+            else:
+                self.failures[f"wrong: {name}"] += 1
+        best, calm = best_times(calls, passes)
         taken = {LIBRARY: CALL_S * steps}
         return {n: max(0.2 * t, t - taken.get(n, POINTER_S)) for n, t in best.items()}, calm
 
@@ -253,7 +306,9 @@ class Tuner:
         return lambda: function(*inputs, *derived), len(lowered.body)
 
 
-def best_times(calls: Mapping[str, Callable[[], object]]) -> tuple[dict[str, float], bool]:
+def best_times(
+    calls: Mapping[str, Callable[[], object]], passes: int = ENOUGH
+) -> tuple[dict[str, float], bool]:
     """The best time each call had, in seconds, and whether nothing seems to have disturbed; those
     near the front are looked at longer.
 
@@ -264,11 +319,15 @@ def best_times(calls: Mapping[str, Callable[[], object]]) -> tuple[dict[str, flo
     best = dict.fromkeys(calls, math.inf)
     front, doubtful = calls, set[str]()
     for k in range(PASSES):
-        timings = interleaved(front, budget_s=PASS_S * len(front), min_rounds=3, warmup=1)
+        # All of them share one pool of threads: there is none to wait for between them.
+        timings = interleaved(
+            front, budget_s=PASS_S * len(front), min_rounds=3, warmup=1,
+            settle=lambda: None, collect=False,
+        )  # fmt: skip
         best |= {n: min(best[n], t.best_s) for n, t in timings.items()}
         least = min(best.values(), default=0.0)
         doubtful = {n for n, t in best.items() if max(TURN_S, 10 * least) < t < 12 * TURN_S}
-        if k + 1 >= ENOUGH and not doubtful:
+        if k + 1 >= passes and not doubtful:
             break
         front = {n: calls[n] for n, t in best.items() if n in doubtful or t <= HOPELESS * least}
     return best, not doubtful
@@ -339,6 +398,12 @@ def _empty(v: Value) -> Tensor:
     room = torch.empty(extent(v.shape, v.strides) + 16, dtype=aten.torch_dtype(v.node.dtype))
     start = (-room.data_ptr() % 64) // room.element_size()
     return room.as_strided(v.shape, v.strides, start)
+
+
+def _work(closed: Cluster) -> float:
+    """Seconds that a group takes at least, for telling the heavy from the light."""
+    floor, rates = graph_floor(closed.graph), Rates()
+    return max(float(floor.flops) / rates.flops, float(floor.bytes) / rates.bytes)  # type: ignore[arg-type]
 
 
 def _leaves(closed: Cluster) -> tuple[Node, ...]:
