@@ -364,11 +364,11 @@ class _Walk:
     def _generated(self, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
         """Groups in tuned kernels: those that records suggest, and, where time is left, what a
         search makes of them that listens to what their kernels say."""
-        budget = Budget(seconds=self._left() - TUNING_S)
+        budget, last = (Budget(seconds=max(0, self._left() - s)) for s in (TUNING_S, LITTLE_S))
         chooser = replace(self.chooser, region=False)
-        tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget)
+        tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget, last)
         start = fused(graph.graph, tuner).partition
-        decide(graph.graph, start, tuner, Budget(seconds=self._left() - LITTLE_S))
+        decide(graph.graph, start, tuner)
         yield from self._natives("generated", graph, captured, (start, tuner))
         self.tuned_whole = not tuner.undecided
         self.chooser.failures.update(tuner.failures)

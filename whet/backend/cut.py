@@ -32,6 +32,7 @@ from whet.backend.piece import (
     Value,
     channels_last,
     dense,
+    has_channels_last,
     same_strides,
 )
 from whet.errors import UnsupportedError
@@ -364,7 +365,7 @@ def _flow(node: Node, operands: Iterable[Value]) -> Strides:
     """The result's layout: channels last where all images among the operands are."""
     shape = Value(node).shape
     images = [v for v in operands if len(v.shape) == len(shape) > 3]
-    if images and all(same_strides(v.shape, v.strides, channels_last(v.shape)) for v in images):
+    if images and all(has_channels_last(v.shape, v.strides) for v in images):
         return channels_last(shape)
     same = [v.strides for v in images if v.shape == shape]
     if images and len(same) == len(images) and same[0] == channels_last(shape):

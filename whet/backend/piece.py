@@ -86,6 +86,14 @@ def same_strides(shape: tuple[int, ...], a: Strides, b: Strides) -> bool:
     return 0 in shape or all(n == 1 or x == y for n, x, y in zip(shape, a, b, strict=True))
 
 
+def has_channels_last(shape: tuple[int, ...], strides: Strides) -> bool:
+    """Whether an image's channels lie together, and images, rows and columns in this order around
+    them: in memory of its own, or as a part of a larger image's channels."""
+    order = (0, *range(2, len(shape)), 1)
+    lie = [strides[k] for k in order if shape[k] > 1]
+    return lie == sorted(lie, reverse=True) and (shape[1] == 1 or strides[1] == 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A constant operand, transformed ahead of time.

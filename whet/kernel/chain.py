@@ -1,6 +1,7 @@
 """Chains over rows: all that one row needs in one pass, its values staying near.
 
     inline    what costs less to compute again than to keep
+    order     loops that only store run as their results lie in memory
     join      loops over the same extent, from the outermost in, wherever they may be one
     invert    divisors that belong to a whole row
     vectorize innermost loops; parallelize the outermost
@@ -12,12 +13,13 @@ row in the first-level cache. Nothing is recomputed, and nothing needs to be kno
 from __future__ import annotations
 
 from whet.ir import expr as ex
+from whet.kernel.affine import form
 from whet.kernel.draft import Draft, nest, points, turns, weight
 from whet.kernel.hoist import Invert
 from whet.kernel.inline import Inline
 from whet.kernel.loops import Kernel, Loop, Stmt, Store, accesses, leaves, walk
 from whet.kernel.mark import Keep, Parallelize, Vectorize
-from whet.kernel.order import Collapse, Join
+from whet.kernel.order import Collapse, Join, Reorder
 
 LARGE = 400  # parts of an expression beyond which nothing more is put into it
 KEEP = 4  # what keeping a value and reading it again costs, in additions
@@ -41,7 +43,9 @@ def worth(k: Kernel, name: str) -> bool:
             count *= turns(s) if isinstance(s, Loop) else 1
         if leaf.buffer == name:
             made.append((leaf, count))
-        reads = sum(x.tensor == name for e in (*leaf.index, leaf.value) for x in ex.loads(e))
+        # Within a statement the same element is made once: the compiler sees to that.
+        loads = (x for e in (*leaf.index, leaf.value) for x in ex.loads(e))
+        reads = len({x for x in loads if x.tensor == name})
         if reads:
             used += reads * count
             size = max(size, _size(leaf.value) + reads * 1)
@@ -57,6 +61,32 @@ def worth(k: Kernel, name: str) -> bool:
 
 def _size(e: ex.Expr) -> int:
     return sum(1 for _ in ex.walk(e))
+
+
+def order(d: Draft) -> None:
+    """Nests that only store, with the loop innermost along which results lie together."""
+    for s in d.kernel.body:
+        loops = nest(s)
+        if not loops or not all(isinstance(x, Store) for x in loops[-1].body):
+            continue
+        apart = {x.var: _distance(d.kernel, loops, x.var) for x in loops}
+        wanted = sorted((x.var for x in loops), key=lambda v: -apart[v])
+        if wanted != [x.var for x in loops]:
+            d.do(Reorder(tuple(wanted)))
+
+
+def _distance(k: Kernel, loops: list[Loop], var: str) -> int:
+    """Elements from one turn's results to the next one's; what has one turn stands outside."""
+    domain = {s.var: s.extent for s in loops}
+    if turns(k.loop(var)) == 1:
+        return 1 << 62
+    found = 0
+    for s in loops[-1].body:
+        assert isinstance(s, Store)
+        found = max(
+            found, abs(form(k.buffer(s.buffer).layout.address(s.index), domain).coefficient(var))
+        )
+    return found
 
 
 def join(d: Draft) -> None:
@@ -136,6 +166,7 @@ def chain(kernel: Kernel, threads: int, stack: int = 1 << 16) -> Draft:
     """The whole construction."""
     d = Draft(kernel)
     inline(d)
+    order(d)
     join(d)
     invert(d)
     vectorize(d)

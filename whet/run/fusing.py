@@ -120,13 +120,9 @@ def fused(
     return Fused(outcome.best.state, outcome, tuple(space.told))
 
 
-def decide(graph: Graph, partition: Partition, tuner: Tuner, within: Budget | None = None) -> None:
+def decide(graph: Graph, partition: Partition, tuner: Tuner) -> None:
     """Decide the groups of a partition together, as far as it is known how they will lie: as if
-    each had a kernel of its own.
-
-    Args:
-        within: see `Tuner.prepare`.
-    """
+    each had a kernel of its own."""
     asked: list[Asked] = []
 
     def make(
@@ -141,7 +137,7 @@ def decide(graph: Graph, partition: Partition, tuner: Tuner, within: Budget | No
 
     with contextlib.suppress(WhetError):  # whoever cuts it for good will say so
         cut(graph, tuner.choose, partition, make)
-    tuner.prepare(asked, within)
+    tuner.prepare(asked)
 
 
 def _free(c: Cluster) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ from whet.run.workshop import Asked, Drawn, Workshop
 from whet.search import Budget
 from whet.store import Store
 
-KIND = "schedule-6"
+KIND = "schedule-7"
 TOGETHER = 6  # groups whose drafts are compiled before they are timed
 LIBRARY = "library"
 FIRST = "no time to try several drafts: the first, or the library"
@@ -85,7 +84,8 @@ class Tuner:
         machine: that they hold for.
         choose: of library kernels, which compete.
         threads: that kernels may use.
-        budget: when it has run out, what is not on file is left to the library.
+        budget: when it has run out, what is not on file has its first draft, or the library.
+        last: when that has run out too, it is left to the library; `budget` unless given.
         measured, hits: clusters decided here, and taken from the store.
         undecided: how often a group was left to the library because the budget had run out.
         groups: what was asked for, by place.
@@ -100,6 +100,7 @@ class Tuner:
     choose: Chooser
     threads: int
     budget: Budget = field(default_factory=Budget)
+    last: Budget | None = None
     measured: int = 0
     hits: int = 0
     undecided: int = 0
@@ -142,34 +143,32 @@ class Tuner:
         place = self._place(closed, operands, results)
         self.groups.setdefault(place, (closed, operands, results))
         if place not in self.decided:
-            found = self._recall(place)
-            if found is None and self.budget.stop() is not None:
+            late = self.budget.stop() is not None
+            if self._known(place):
+                pass
+            elif late and (self.last or self.budget).stop() is not None:
                 self.undecided += 1
                 self.failures["no time to tune: left to the library"] += 1
                 return Decision(LIBRARY, math.inf, {})
-            if found is None:
-                self._measure({place: self.groups[place]})
             else:
-                self.decided[place] = found
+                self._measure({place: self.groups[place]}, 1 if late else None)
         return self.decided[place]
 
-    def prepare(self, asked: Sequence[Asked], within: Budget | None = None) -> None:
+    def prepare(self, asked: Sequence[Asked]) -> None:
         """Decide the groups of a program, those that take most first.
 
-        Where the time is too short to try several drafts of each, the lightest have their first
-        draft, if it is not slower than the library; where it is too short for that as well, groups
-        are tuned as far as the tuner's own budget goes.
+        Where the time (`last`) is too short to try several drafts of each, the lightest have their
+        first draft, if it is not slower than the library; where it is too short for that as well,
+        groups are tuned as far as `budget` goes.
 
         Args:
             asked: in any order; one that runs several times stands there as often.
-            within: what may be spent where all of them can be decided so; the tuner's budget unless
-                given.
         """
         often = Counter(self._place(*a) for a in asked)
         groups = {p: a for a in asked if (p := self._place(*a)) not in self.decided}
         left = [p for p in groups if not self._known(p)]
         left.sort(key=lambda p: -often[p] * _work(groups[p][0]))
-        within = within or self.budget
+        within = self.last or self.budget
         pace = {None: 2 * QUICK_S, 1: QUICK_S}  # seconds of a group, by how many drafts it has
         while left:
             now, later = left[:TOGETHER], left[TOGETHER:]
@@ -178,9 +177,9 @@ class Tuner:
             late = self.budget.stop() is not None
             if late and within.seconds_left < 0.8 * pace[1] * len(left):
                 return
-            start = time.monotonic()
+            start = within.clock()
             self._measure({p: groups[p] for p in now}, most)
-            pace[most] = (time.monotonic() - start) / len(now)
+            pace[most] = (within.clock() - start) / len(now)
             left = later
 
     def _known(self, place: str) -> bool:

@@ -182,3 +182,27 @@ def test_vectors_run_along_what_lies_together() -> None:
     assert (c.vector, c.row) == ("y0_b1", "y0_b3")
     assert core(p, frozenset()) is None  # the weights lie apart, and must stay so
     assert core(prepared(naive(CASES["chain"])).kernel, frozenset()) is None
+
+
+def test_what_only_stores_runs_as_its_results_lie() -> None:
+    ins = (x("x", 1, 24, 5, 6),)
+    k = naive(Graph(ins, (apply("tanh", *ins),)))
+    d = chain(k, 2)
+    (inner,) = [s for s in walk(d.kernel.body) if isinstance(s, Loop) and s.kind == "vector"]
+    assert inner.extent == 24
+    feeds = {"x0": np.random.default_rng(0).standard_normal((1, 24, 5, 6)).astype(np.float32)}
+    assert np.array_equal(run(d.kernel, feeds)["y0"], run(k, feeds)["y0"])
+
+
+def test_a_pool_that_is_added_to_itself_is_a_tile() -> None:
+    ins = (x("x", 1, 8, 9, 7),)
+    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "extra": (0, 0)}
+    pool = apply("avg_pool2d", *ins, include_padding=1, **window)
+    k = naive(Graph(ins, (apply("add", pool, pool),)))
+    c = core(prepared(k).kernel, frozenset())
+    assert c is not None
+    assert c.extent(c.vector) == 8
+    feeds = {"x0": np.random.default_rng(0).standard_normal((1, 8, 9, 7)).astype(np.float32)}
+    want = run(k, feeds)["y0"]
+    for d in drafts(k, frozenset(), NARROW):
+        np.testing.assert_allclose(run(d.kernel, feeds)["y0"], want, rtol=1e-6, atol=1e-6)

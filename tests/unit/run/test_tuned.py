@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whet.backend.lowered import body_nodes
+from whet.backend.piece import Value
 from whet.capture.torch import capture
 from whet.fuse.seed import seed
 from whet.fuse.space import Rates
@@ -16,7 +17,7 @@ from whet.machine import Machine
 from whet.run import tuned
 from whet.run.calling import Runner
 from whet.run.choice import Chooser
-from whet.run.fusing import Priced, fused
+from whet.run.fusing import Priced, decide, fused
 from whet.run.measure import Timing
 from whet.run.native import native
 from whet.run.tuned import LIBRARY, Decision, Tuner
@@ -196,3 +197,65 @@ def test_groups_write_into_their_places() -> None:
     run = Runner.of(built).bind(lowered.derive(dict(model.named_parameters())))
     for got, want in zip(run([x]), model(x), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+class Pooled(nn.Module):
+    """Two convolutions side by side, pooled where they lie together, then what only stores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.cat([self.a(x), self.b(x)], 1)
+        return F.max_pool2d(y[:, 4:], 3, 2), torch.tanh(y)
+
+
+@torch.no_grad()
+def test_groups_are_decided_together_before_they_are_asked_for() -> None:
+    model, x = Pooled(), torch.randn(1, 3, 19, 19)
+    graph, t = graph_of(model, x), tuner(Store.memory())
+    partition = seed(graph, body_nodes(graph))
+    decide(graph, partition, t)
+    known = dict(t.decided)
+    assert len(known) >= 3
+    for _, operands, results in t.groups.values():  # channels last, of a part of an image too
+        for v in (*operands, *results):
+            assert not isinstance(v, Value) or v.node in graph.inputs or v.strides[1] == 1
+    built, lowered = native(graph, t.choose, None, partition, t)
+    assert known.items() <= t.decided.items()
+    run = Runner.of(built).bind(lowered.derive(dict(model.named_parameters())))
+    for got, want in zip(run([x]), model(x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_where_time_is_short_the_first_draft_runs_and_is_not_kept() -> None:
+    model, x, store = Pooled(), torch.randn(1, 3, 19, 19), Store.memory()
+    graph = graph_of(model, x)
+    t = tuner(store, budget=Budget(seconds=0), last=Budget(seconds=600))
+    built, lowered = native(graph, t.choose, None, seed(graph, body_nodes(graph)), t)
+    assert t.failures[tuned.FIRST] == t.measured >= 3
+    assert not t.undecided
+    assert store.keys(tuned.KIND) == []
+    run = Runner.of(built).bind(lowered.derive(dict(model.named_parameters())))
+    torch.testing.assert_close(run([x])[0], model(x)[0], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_heavy_have_several_drafts_and_the_light_the_first() -> None:
+    model, x = nn.Sequential(*(nn.Linear(n, n + 8) for n in range(8, 72, 8))), torch.randn(64, 8)
+    graph = graph_of(model, x)
+    now = [0.0]
+    t = tuner(Store.memory(), budget=Budget(seconds=0, clock=lambda: now[0]))
+    t.last = Budget(seconds=2 * tuned.QUICK_S * 7.9, clock=lambda: now[0])
+    made: list[tuple[int | None, int]] = []
+
+    def measure(groups: dict[str, object], most: int | None = None) -> None:
+        made.append((most, len(groups)))
+        now[0] += 2 * tuned.QUICK_S * len(groups)
+        t.decided |= dict.fromkeys(groups, Decision(LIBRARY, 1.0, {}))
+
+    t._measure = measure  # type: ignore[method-assign, assignment]
+    decide(graph, seed(graph, body_nodes(graph)), t)
+    assert made == [(None, 6), (1, 2)]
