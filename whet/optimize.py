@@ -42,8 +42,8 @@ from whet.run.calling import Runner
 from whet.run.choice import Chooser
 from whet.run.cuda import Cuda, at_hand
 from whet.run.engine import region
-from whet.run.fusing import decide, fused
 from whet.run.gains import Stopwatch, outrun
+from whet.run.grouping import LITTLE_S, RESERVE_S, Grouping
 from whet.run.guilty import acquitted
 from whet.run.launched import Launched
 from whet.run.measure import choose, finalists, interleaved, promising, rather
@@ -56,18 +56,15 @@ from whet.run.record import Opaque, Report, Stage
 from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
 from whet.run.stages import NOTES
-from whet.run.timetable import improved
 from whet.run.tuned import Tuner
 from whet.run.untouched import untouched
-from whet.search import Budget, Journal, StopReason
+from whet.search import Budget, StopReason
 from whet.store import Store
 
 SWITCHES = frozenset({"rewrites", "libraries", "regions", "native", "generated"})
 """What can be switched off, to see what each is worth."""
 
 MEASURE_S = 6.0
-TUNING_S = 28.0  # seconds that tuning leaves for what comes after it
-LITTLE_S = 16.0  # seconds of that where every group is tuned: a native program, and measuring
 
 
 def optimize(
@@ -248,7 +245,7 @@ class _Walk:
                     )  # fmt: skip
                     candidates += [_Candidate(*row) for row in made]
                 variants = []
-            wanted = self._left() > 1.2 * TUNING_S or self.tune_s > 0
+            wanted = self._left() > 1.2 * RESERVE_S or self.tune_s > 0
             if not self.disable & {"native", "generated"} and wanted and variants:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
@@ -362,41 +359,20 @@ class _Walk:
         yield _Candidate(name, program, graph, region_bytes(built))
 
     def _generated(self, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
-        """Groups in tuned kernels: those that records suggest, and, where time is left, what a
-        search makes of them that listens to what their kernels say."""
-        budget, last = (Budget(seconds=max(0, self._left() - s)) for s in (TUNING_S, LITTLE_S))
+        """Groups of operators in tuned kernels."""
+        budget, last = (Budget(seconds=max(0, self._left() - s)) for s in (RESERVE_S, LITTLE_S))
         chooser = replace(self.chooser, region=False)
         tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget, last)
-        start = fused(graph.graph, tuner).partition
-        decide(graph.graph, start, tuner)
-        yield from self._natives("generated", graph, captured, (start, tuner))
-        self.tuned_whole = not tuner.undecided
-        self.chooser.failures.update(tuner.failures)
-        if self.tune_s > 0:
-            yield from self._improved(graph, captured, start, tuner)
-        seconds = self._left() - TUNING_S - 2  # kernels are tuned as long as that
-        if seconds <= 0:
-            return
-        self.progress("searching a partition")
-        journal = Journal()
-        found = fused(graph.graph, tuner, Budget(seconds=seconds), journal=journal)
-        told = (f"{reason} -> {move}" for reason, move in found.told)
-        self.report.fusion = list(dict.fromkeys(told))
-        if found.partition.groups != start.groups:
-            kept = replace(graph, journals=(*graph.journals, "\n".join(journal.lines) + "\n"))
-            yield from self._natives("fused", kept, captured, (found.partition, tuner))
-
-    def _improved(
-        self, graph: Rewritten, captured: Captured, groups: Partition, tuner: Tuner
-    ) -> Iterator[_Candidate]:
-        """The same program with kernels whose schedules were searched for, where that helped."""
-        budget, start = Budget(seconds=self.tune_s), time.monotonic()
-        self.report.tuned, stop = improved(tuner, budget, progress=self.progress)
-        self.began += time.monotonic() - start  # it is beyond the walk's own budget
-        if stop is StopReason.INTERRUPTED:
-            self.report.stop = str(stop)
-        if any(t.after_s < t.before_s for t in self.report.tuned):
-            yield from self._natives("tuned", graph, captured, (groups, tuner))
+        rooms = Grouping(tuner, self.report, self._left, self.tune_s, self.progress)
+        try:
+            for name, partition, journal in rooms.found(graph.graph):
+                journals = (*graph.journals, *([journal] if journal else ()))
+                kept = replace(graph, journals=journals)
+                yield from self._natives(name, kept, captured, (partition, tuner))
+        finally:
+            self.began += rooms.beyond_s
+            self.tuned_whole = rooms.whole
+            self.chooser.failures.update(tuner.failures)
 
     def _natives(
         self, name: str, graph: Rewritten, captured: Captured,

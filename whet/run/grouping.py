@@ -1,0 +1,78 @@
+"""Which groups of operators become one kernel each, with their kernels tuned.
+
+graph → groups that records suggest, decided together            "generated"
+      → the same, their schedules searched for                   "tuned", if asked for
+      → groups that a search finds which listens to kernels      "fused", where time is left
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from whet.fuse.partition import Partition
+from whet.ir.graph import Graph
+from whet.run.fusing import decide, fused
+from whet.run.record import Report
+from whet.run.timetable import improved
+from whet.run.tuned import Tuner
+from whet.search import Budget, Journal, StopReason
+
+RESERVE_S = 28.0  # seconds that tuning leaves for what comes after it
+LITTLE_S = 16.0  # seconds of that where every group is tuned: a native program, and measuring
+LEAST_S = 2.0  # of a search for a partition
+
+
+@dataclass
+class Grouping:
+    """See the module's docstring.
+
+    Attributes:
+        tuner: decides what runs a group.
+        report: is told what was tuned and why groups changed.
+        left: seconds of the walk's budget that are left.
+        tune_s: seconds to spend on searching schedules, beyond that budget.
+        progress: called with a line now and then.
+        beyond_s: seconds spent so.
+    """
+
+    tuner: Tuner
+    report: Report
+    left: Callable[[], float]
+    tune_s: float
+    progress: Callable[[str], None]
+    beyond_s: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether every group was decided by measured time."""
+        return not self.tuner.undecided
+
+    def found(self, graph: Graph) -> Iterator[tuple[str, Partition, str]]:
+        """Partitions worth a program, by name, each with the journal of its search; "" without."""
+        start = fused(graph, self.tuner).partition
+        decide(graph, start, self.tuner)
+        yield "generated", start, ""
+        if self.tune_s > 0 and self._improved():
+            yield "tuned", start, ""
+        seconds = self.left() + self.beyond_s - RESERVE_S - LEAST_S
+        if seconds <= 0:
+            return
+        self.progress("searching a partition")
+        journal = Journal()
+        found = fused(graph, self.tuner, Budget(seconds=seconds), journal=journal)
+        told = (f"{reason} -> {move}" for reason, move in found.told)
+        self.report.fusion = list(dict.fromkeys(told))
+        if found.partition.groups != start.groups:
+            yield "fused", found.partition, "\n".join(journal.lines) + "\n"
+
+    def _improved(self) -> bool:
+        """Searches schedules; whether that helped."""
+        start = time.monotonic()
+        budget = Budget(seconds=self.tune_s)
+        self.report.tuned, stop = improved(self.tuner, budget, progress=self.progress)
+        self.beyond_s = time.monotonic() - start
+        if stop is StopReason.INTERRUPTED:
+            self.report.stop = str(stop)
+        return any(t.after_s < t.before_s for t in self.report.tuned)
