@@ -36,7 +36,8 @@ class Trait:
     """What an operator does, as its record has it.
 
     Attributes:
-        kind: "movement", "pointwise", "reduction", "product", or "opaque" where nothing is known.
+        kind: "movement", "pointwise", "reduction", "window" (a reduction that slides), "product",
+            or "opaque" where nothing is known.
         rows: for each operand that is present, the sizes of its leading axes that are the result's
             leading axes too, and are only carried along.
     """
@@ -65,7 +66,9 @@ def _trait(instance: Instance, out: str) -> Trait:
         both = zip(result, own, strict=False)
         pairs = takewhile(lambda ab: ab[0] == ab[1] and ab[0] in free, both)
         rows.append(tuple(_int(extents[a]) for a, _ in pairs))
-    return Trait(_kind(instance), tuple(rows))
+    kind = _kind(instance)
+    slides = any(a.kind == "halo" for a in kinds.values())
+    return Trait("window" if kind == "reduction" and slides else kind, tuple(rows))
 
 
 def _kind(instance: Instance) -> str:
@@ -122,7 +125,7 @@ class _Seeding:
             self.rows[n] = _sizes(n.shape) if whole else self._own(n, t)
             if t.kind == "product":
                 self.product.add(n)
-            elif t.kind in ("pointwise", "reduction"):
+            elif t.kind in ("pointwise", "reduction", "window"):
                 self._merge(n, t)
         return self.p
 
@@ -156,10 +159,17 @@ class _Seeding:
             return False
         if a in self.product:
             return n not in self.product and t.kind == "pointwise" and rows == _sizes(a.shape)
-        if n in self.product:
+        if n in self.product or self._slides(n, t, a):
             return False
         size = math.prod(_sizes(n.shape))
         return math.prod(rows) >= ROWS or rows == _sizes(n.shape) or size <= SMALL
+
+    def _slides(self, n: Node, t: Trait, a: Node) -> bool:
+        """Whether a window and another sum would meet: images have their channels last, and what
+        both only carry along is the channels, of which no row is made."""
+        kinds = {self.traits[m].kind for m in self.p.groups[self.p.owner[a]].nodes}
+        sums = kinds & {"reduction", "window"}
+        return bool(sums) and (t.kind == "window" or (t.kind == "reduction" and "window" in sums))
 
 
 def merged(p: Partition, chosen: Sequence[int], group: Group) -> Partition:

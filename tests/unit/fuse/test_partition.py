@@ -150,3 +150,12 @@ def test_traits_are_read_off_records(
     if op == "linear":
         args.append(None)  # type: ignore[arg-type]
     assert trait(apply(op, *args, **attrs)).kind == kind
+
+
+def test_windows_are_not_chained_to_other_sums() -> None:
+    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "extra": (0, 0)}
+    x = leaf("input", "x", TensorType(DType.f32, (1, 64, 20, 20)))
+    first = apply("max_pool2d", apply("relu", x), dilation=(1, 1), **window)
+    graph = Graph((x,), (apply("avg_pool2d", first, include_padding=1, **window),))
+    found = [[n.op for n in g.nodes] for g in seed(graph, body(graph)).groups]
+    assert found == [["relu", "max_pool2d"], ["avg_pool2d"]]
