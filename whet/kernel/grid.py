@@ -31,9 +31,10 @@ from whet.kernel.flatten import Flatten
 from whet.kernel.fold import SplitReduction
 from whet.kernel.following import folds, last_first, named_by, power, through
 from whet.kernel.inline import Inline
-from whet.kernel.inside import Inside
+from whet.kernel.inside import Inside, in_pieces
 from whet.kernel.loops import Kernel, Loop, Stmt, Store, Update, accesses, leaves
 from whet.kernel.order import Collapse, Join, Reorder
+from whet.kernel.parts import Parts
 from whet.kernel.place import ComputeAt
 from whet.kernel.shadow import Shadow
 
@@ -48,7 +49,7 @@ def grid(kernel: Kernel, cut: Cut) -> Draft:
     inline(d)
     if not products(d.kernel):
         _thin(d, cut)
-    fences = _parted(d, cut.splits) if cut.splits > 1 else set()
+    fences = (_scaled(d, cut.splits) or _parted(d, cut.splits)) if cut.splits > 1 else set()
     _joined(d)
     done: set[str] = set()
     while (root := _next(d, done)) is not None:
@@ -85,6 +86,32 @@ def _parted(d: Draft, splits: int) -> set[str]:
         d.take(before)
         return set()
     return {part}
+
+
+def _scaled(d: Draft, splits: int) -> set[str]:
+    """A maximum, and the sums that wait for it, in parts that are programs of their own; where what
+    they leave is kept."""
+    tops = [s for s, _, _ in leaves(d.kernel.body) if isinstance(s, Update) and s.how == "max"]
+    used = [[{v for i in x.index for v in ex.free(i)} for x in list(ex.loads(s.value))[:2]]
+            for s in products(d.kernel)]  # fmt: skip
+    if len(tops) != 1 or not used or any(not (a <= b or b <= a) for a, b in used):
+        return set()  # tiles of rows and columns have programs enough
+    path = next(p for s, p, _ in leaves(d.kernel.body) if s == tops[0])
+    free = {v for i in tops[0].index for v in ex.free(i)}
+    long = max((turns(x) for x in path if isinstance(x, Loop) and x.var not in free), default=1)
+    before, known = d.copy(), {b.name for b in d.kernel.buffers}
+    chosen = in_pieces(d, d.kernel.body, tops[0], -(-long // splits))
+    if chosen is None or not d.do(Parts(tuple(chosen))):
+        d.take(before)
+        return set()
+    for var in chosen:  # terms are made where they are used: their loops over one dim side by side
+        loops = nest(d.kernel.loop(var))
+        if isinstance(loops[-1].body[0], Store) and len(loops) > 2:
+            outer, *rest, inner = [x.var for x in loops]
+            d.do(Reorder((*rest, outer, inner)))
+    new = {b.name for b in d.kernel.buffers} - known
+    nests = [{x.buffer for x, _, _ in leaves((s,))} for s in d.kernel.body]
+    return next(names for names in nests if len(names) > 1 and names <= new)
 
 
 def _joined(d: Draft) -> None:
@@ -142,6 +169,7 @@ class _Root:
     def __init__(self, d: Draft, cut: Cut, root: str, fences: set[str]) -> None:
         self.d, self.cut, self.root, self.fences = d, cut, root, fences
         self.over: list[str] = []  # loops over tiles, outermost first
+        self.parts = ""
 
     def run(self) -> set[str]:
         """Makes the moves; gives the loops of the body that nothing more is to be done to."""
@@ -193,9 +221,12 @@ class _Root:
         d, k = self.d, self.d.kernel
         maps = through(k, self.root, self.fences) if inside else {}
         folded = {x.buffer for x, _, _ in leaves(k.body) if isinstance(x, Update)}
+        kept = len(stores) > 1 and {x.buffer for x, _, _ in leaves(stores)} <= self.fences
+        self.parts = loops[-1].var if kept else ""  # each part is a program's
         outer = [
             s.var for s in loops
-            if all(s.var in m.values() for n, m in maps.items() if n in folded)
+            if s.var == self.parts
+            or all(s.var in m.values() for n, m in maps.items() if n in folded)
         ]  # fmt: skip
         sums = [s for s in products(k) if s.buffer in maps]
         if maps and not outer and (sums or not self._lone(k, maps, loops)):
@@ -248,7 +279,7 @@ class _Root:
     ) -> dict[str, int]:  # fmt: skip
         """How much of each outer axis a tile has; axes that are not named have one element."""
         extents = {s.var: turns(s) for s in loops}
-        if sums and any(roles):
+        if self.parts or (sums and any(roles)):
             return {}
         width = math.prod(power(extents[s.var]) for s in loops if s.var not in outer)
         width *= max([folds(k, s) for s in k.body] or [1]) if width == 1 else 1

@@ -26,6 +26,33 @@ from whet.kernel.place import ComputeAt
 from whet.kernel.trim import Cease
 
 
+def in_pieces(d: Draft, body: Sequence[Stmt], top: Update, piece: int) -> list[str] | None:
+    """A maximum's loop, and those of what waits for it, in pieces that are outermost; the loops
+    over pieces, or None where there is no such loop, or nothing to cut."""
+    waits = {top.buffer}
+    chosen: list[str] = []
+    for s in body:
+        made = [x for x, _, _ in leaves((s,))]
+        if len(made) != 1 or not d.kernel.buffer(made[0].buffer).is_scratch:
+            continue
+        reads = {x.tensor for x in ex.loads(made[0].value)}
+        if made[0] != top and not waits & reads:
+            continue
+        waits.add(made[0].buffer)
+        loops = nest(s)
+        var = along(loops, made[0], top, body)
+        if var is None:
+            continue
+        o, i = d.split(var, piece)
+        if not o:
+            return None
+        rest = [x.var for x in loops if x.var != var]
+        if rest and not d.do(Reorder((o, *rest, i))):
+            return None
+        chosen.append(o)
+    return chosen if len(chosen) > 1 else None
+
+
 class Inside:
     """What one program of a root does.
 
@@ -64,28 +91,8 @@ class Inside:
 
     def _online(self, body: Sequence[Stmt], top: Update, piece: int) -> bool:
         d = self.d
-        waits = {top.buffer}
-        chosen: list[str] = []
-        for s in body:
-            made = [x for x, _, _ in leaves((s,))]
-            if len(made) != 1 or not d.kernel.buffer(made[0].buffer).is_scratch:
-                continue
-            reads = {x.tensor for x in ex.loads(made[0].value)}
-            if made[0] != top and not waits & reads:
-                continue
-            waits.add(made[0].buffer)
-            loops = nest(s)
-            var = along(loops, made[0], top, body)
-            if var is None:
-                continue
-            o, i = d.split(var, piece)
-            if not o:
-                return False
-            rest = [x.var for x in loops if x.var != var]
-            if rest and not d.do(Reorder((o, *rest, i))):
-                return False
-            chosen.append(o)
-        if len(chosen) < 2 or not d.do(Online(tuple(chosen))):
+        chosen = in_pieces(d, body, top, piece)
+        if chosen is None or not d.do(Online(tuple(chosen))):
             return False
         scores = [x.tensor for x in ex.loads(top.value) if d.kernel.buffer(x.tensor).is_scratch]
         for name in dict.fromkeys(scores):

@@ -134,13 +134,13 @@ class Online(Move):
         k = rebodied(k, plan.path, siblings)
         return shrunk(k, within(k, var))
 
-    def check(self, k: Kernel) -> _Plan:
+    def check(self, k: Kernel) -> Plan:
         """Siblings whose terms scale with the maximum, and meet within one iteration only."""
-        return _Planning(k, self.loops).plan()
+        return planned(k, self.loops)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a sum's factor is: the maximum's index, over a variable for each of the sum's dims."""
 
     vars: tuple[str, ...]
@@ -148,7 +148,7 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     path: Path
     before: tuple[Stmt, ...]
     between: tuple[Stmt, ...]
@@ -157,7 +157,15 @@ class _Plan:
     rest: tuple[Loop, ...]
     top: Update
     function: str
-    sums: dict[str, _Place]
+    sums: dict[str, Place]
+
+
+def planned(k: Kernel, loops: Sequence[str]) -> Plan:
+    """What the loops do, where it is a maximum and sums of terms that scale with it.
+
+    Refuses anything else.
+    """
+    return _Planning(k, loops).plan()
 
 
 def _over(prefix: str, b: Buffer) -> tuple[list[tuple[str, int]], tuple[Expr, ...]]:
@@ -193,9 +201,9 @@ class _Planning:
             raise refuse("role", buffer=self.top.buffer)
         self.function = ""
         self.scaled: set[str] = set()  # buffers of terms, made anew in each iteration
-        self.sums: dict[str, _Place] = {}
+        self.sums: dict[str, Place] = {}
 
-    def plan(self) -> _Plan:
+    def plan(self) -> Plan:
         siblings = self.path[-1].body if self.path else self.k.body
         self.loops.sort(key=siblings.index)
         at = [siblings.index(loop) for loop in self.loops]
@@ -219,7 +227,7 @@ class _Planning:
         for a in accesses(after, self.path):
             if a.buffer in self.scaled:
                 raise refuse("uses", buffer=a.buffer)
-        return _Plan(
+        return Plan(
             self.path, siblings[: at[0]], tuple(between), after, self.first,
             tuple(self.loops[1:]), self.top, self.function, self.sums,
         )  # fmt: skip
@@ -249,7 +257,7 @@ class _Planning:
         else:
             raise refuse("algebra", loop=loop.var, buffer=s.buffer)
 
-    def _place(self, s: Update, path: Path) -> _Place:
+    def _place(self, s: Update, path: Path) -> Place:
         """The maximum's place as a function of the sum's."""
         inner = around(path[len(self.path) :])
         plan = digits(s.index, inner, s.buffer)
@@ -258,7 +266,7 @@ class _Planning:
         names = tuple(dim[0].var if dim else f"dim {n}" for n, dim in enumerate(plan))
         for index in self._tops(s.value):
             if all(ex.free(i) - set(self._outer()) <= set(names) for i in index):
-                return _Place(names, index)
+                return Place(names, index)
         raise refuse("index", buffer=s.buffer)
 
     def _outer(self) -> list[str]:

@@ -13,6 +13,7 @@ The moves, each a class with its check beside it, a kernel before and a kernel a
     stage     stage
     fold      split_reduction
     online    online
+    parts     parts
     trim      trim cease beside
     block     block grid launch
     flatten   flatten
@@ -35,6 +36,7 @@ from whet.kernel import (
     mark,
     online,
     order,
+    parts,
     place,
     shadow,
     stage,
@@ -46,7 +48,21 @@ from whet.kernel.move import KNOWN, Move, parse
 
 Schedule = tuple[Move, ...]
 __all__ = ["Illegal", "Move", "Schedule", "apply", "attempt", "read", "show"]
-_ROOMS = (order, mark, block, flatten, shadow, inline, hoist, place, stage, fold, online, trim)
+_ROOMS = (
+    order,
+    mark,
+    block,
+    flatten,
+    shadow,
+    inline,
+    hoist,
+    place,
+    stage,
+    fold,
+    online,
+    parts,
+    trim,
+)
 
 
 def attempt(kernel: Kernel, move: Move) -> Kernel | Illegal:

@@ -134,7 +134,13 @@ def test_float32_products_say_their_precision() -> None:
 
 def test_schedules_replay() -> None:
     """What a search found is text, and that text makes the same kernel again."""
-    for name in ("attention, grouped heads", "matmul, split", "conv", "norm of a sum"):
+    for name in (
+        "attention, grouped heads",
+        "matmul, split",
+        "conv",
+        "norm of a sum",
+        "attention, decode, split",
+    ):
         k = lower(graph(name, F32))
         d = grid(k, KINDS[name].cut)
         again = apply(k, read(show(d.schedule)))

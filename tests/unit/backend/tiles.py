@@ -163,6 +163,12 @@ KINDS: Mapping[str, Kind] = {
     "attention, mask": Kind(_attention(2, 1, 20, 33, False, True)),
     "attention, grouped heads": Kind(_attention(4, 2, 33, 33, True)),
     "attention, decode": Kind(_attention(4, 1, 1, 77, False)),
+    "attention, decode, split": Kind(
+        _attention(4, 1, 1, 77, False), Cut(32, 32, 16, splits=2), quick=True, launches=2
+    ),
+    "attention, decode, mask, split": Kind(
+        _attention(2, 1, 1, 90, False, True), Cut(32, 32, 16, splits=4), launches=2
+    ),
     "conv": Kind(_conv(1, 20, 40, (9, 11), (2, 1)), quick=True),
     "conv, few channels": Kind(_conv(1, 3, 17, (7, 8), (1, 1))),
     "conv, grouped": Kind(_conv(2, 32, 34, (6, 6), (1, 1))),
