@@ -18,6 +18,7 @@ from whet.errors import InputError, WhetError
 #     measure(args, progress) -> result, page       the JSON of `bench.suite`, and the same as text
 # and reads of `args` what makes sense to it; with --part it measures only that part of itself.
 OTHERS = {
+    "fusion": "bench.fusion",
     "fuzz": "bench.fuzz",
     "kernels": "bench.kernels",
     "overhead": "bench.overhead",
