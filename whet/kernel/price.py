@@ -25,7 +25,7 @@ from whet.kernel.following import most
 from whet.kernel.grid import grid
 from whet.kernel.legal import Illegal
 from whet.kernel.limits import demands, fits, launches, resident, tiles
-from whet.kernel.loops import Kernel, Leaf, Loop, Stmt, Update, touched
+from whet.kernel.loops import Kernel, Leaf, Loop, Stmt, Update, leaves, touched
 from whet.machine.gpu import Gpu
 
 WAIT = 6e-7  # seconds from a load's issue to its use, from memory
@@ -137,7 +137,10 @@ def cuts(kernel: Kernel, precision: str = "ieee") -> list[Cut]:
         Cut(rows=m, columns=n, depth=k, warps=w, stages=s, precision=precision)
         for m, n, k, w, s in shapes
     ]
-    return found + [Cut(64, 64, 64, 4, 3, precision, splits=n) for n in (4, 8)]
+    found += [Cut(64, 64, 64, 4, 3, precision, splits=n) for n in (4, 8)]
+    if any(isinstance(s, Update) and s.how == "max" for s, _, _ in leaves(kernel.body)):
+        found += [Cut(64, 64, 64, 4, 3, precision, splits=n, tile=256) for n in (16, 32, 64)]
+    return found
 
 
 def candidates(

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.backend.tiles import F16, graph
+from tests.unit.backend.tiles import F16, graph, value
 from whet.backend.lowered import body_nodes
 from whet.fuse.seed import seed
+from whet.ir.graph import Graph, apply
+from whet.kernel.limits import demands
 from whet.kernel.lower import lower
 from whet.kernel.price import candidates, seconds
 from whet.machine.gpu import PRESETS, preset
@@ -77,6 +79,18 @@ def test_a_faster_device_is_predicted_faster() -> None:
     (c, *_), _ = candidates(lower(graph("matmul", F16)), preset("h200"))
     slow, fast = (seconds(c.draft.kernel, c.launch, preset(n)) for n in ("a100", "h200"))
     assert fast <= slow
+
+
+def test_one_query_over_many_keys_is_split() -> None:
+    """Few heads leave most of a device idle: parts of the keys are programs of their own."""
+    q = value("q", 1, 8, 1, 64, dtype=F16)
+    k, v = (value(name, 1, 8, 4096, 64, dtype=F16) for name in "kv")
+    attrs = {"causal": False, "scale": 0.1, "group": 1}
+    g = Graph((q, k, v), (apply("attention", q, k, v, None, **attrs),))
+    (best, *_), _ = candidates(lower(g), preset("h200"))
+    parts, folded = demands(best.draft.kernel, best.launch)
+    assert parts.programs >= 8 * 16
+    assert folded.programs < parts.programs
 
 
 def test_plans_come_from_elsewhere(tmp_path: Path) -> None:
