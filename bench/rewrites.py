@@ -95,17 +95,26 @@ def _costs(model: Any) -> dict[str, Any]:
         budget = Budget(seconds=SEARCH_S, clock=time.process_time)
         found[name] = solve(graph, rules.every, pricing(graph), prover, budget, both=rules.both)
         seconds[name] = time.process_time() - began
-    every = found["every"]
+    every, alone = (found[k].regions for k in ("every", "generated"))
     return {
         "operators": sum(not n.is_leaf for n in graph.nodes),
-        "cost_s": {k: every.seconds(k) for k in ("before", "searched", "after")},
-        "generated_cost_s": found["generated"].seconds("after"),
+        "cost_s": {k: _total(every, alone, k) for k in ("before", "searched", "after")},
+        "generated_cost_s": _total(alone, every, "after"),
         "search_s": seconds["every"],
         "generated_search_s": seconds["generated"],
-        "gap": max((s.gap for s in every.regions), default=0.0),
-        "regions": len(every.regions),
+        "gap": max((s.gap for s in every), default=0.0),
+        "regions": len({s.region.graph.digest for s in (*every, *alone)}),
+        "unreached": {k: len(o) - len(s) for k, s, o in
+                      (("every", every, alone), ("generated", alone, every)) if len(o) > len(s)},
         "rules": {k: dict(_counted(f.regions)) for k, f in found.items()},
-    }
+    }  # fmt: skip
+
+
+def _total(solved: Any, others: Any, which: str) -> float:
+    """Seconds of all regions; those that one search did not reach in its time as they were."""
+    reached = {s.region.graph.digest: getattr(s, which) for s in solved}
+    costs = {s.region.graph.digest: (s.before, len(s.region.places)) for s in (*others, *solved)}
+    return sum(reached.get(d, before).seconds * n for d, (before, n) in costs.items())
 
 
 def _counted(regions: Any) -> Counter[str]:

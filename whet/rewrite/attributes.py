@@ -4,7 +4,7 @@
     a permutation of all dims   all but the identity            permute
     a group of reduced dims     each dim; the last two          sum, mean, amax, …
     a group of trailing sizes   the last dim                    layer_norm, …
-    start, stop                 where a dim is a sum of sizes: its parts
+    start, stop                 where a dim is a sum of sizes: its parts; bounds that the scope gives
     sizes of a result           dims merged, taken apart, put in and left out
     any other                   what the scope says of an attribute of that name
 
@@ -54,7 +54,7 @@ def attributes(
     for choice in itertools.product(*choices):
         attrs = {k: v for part in choice for k, v in part.items()}
         if cut:
-            yield from ({**attrs, **c} for c in _cuts(first[_axis(attrs)]))
+            yield from ({**attrs, **c} for c in _cuts(first[_axis(attrs)], given))
         else:
             yield attrs
 
@@ -88,8 +88,10 @@ def _pinned(d: ast.expr) -> bool:
     return isinstance(d, ast.Starred) and isinstance(d.value, ast.BinOp)
 
 
-def _cuts(extent: Size) -> Iterator[dict[str, object]]:
-    """The parts of an extent that is a sum."""
+def _cuts(extent: Size, given: Values) -> Iterator[dict[str, object]]:
+    """The parts of an extent that is a sum, and those between bounds that are given in pairs."""
+    between = zip(given.get("start", ()), given.get("stop", ()), strict=True)
+    yield from ({"start": s, "stop": e, "step": 1} for s, e in between)
     terms = [Poly({m: 1}) for m, c in Poly.of(extent).terms if m for _ in range(c)]
     constant = dict(Poly.of(extent).terms).get((), 0)
     if len(terms) + bool(constant) < 2 or len(terms) > 4:

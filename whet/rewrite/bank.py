@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from whet.errors import WhetError
 from whet.ir.interp.stacked import Rows, Stack, constant, leaves, run_stacked
 from whet.ir.ops import TABLE, instance, result_type
-from whet.ir.types import DType, TensorType
+from whet.ir.types import DType, Poly, TensorType
 from whet.rewrite.attributes import Shape, attributes
+from whet.rewrite.bounds import bounds
 from whet.rewrite.kinds import (
     Kind,
     Maker,
@@ -237,8 +238,11 @@ class Bank:
             for sizes in self.scope.assignments:
                 here = [None if s is None else concrete(s, sizes) for s in shapes]
                 known = tuple((k, substituted(v, sizes)) for k, v in attrs)
-                if instance(op, tuple(here), known).shape() != concrete(type_.shape, sizes):
+                inner = instance(op, tuple(here), known)
+                if inner.shape() != concrete(type_.shape, sizes):
                     return None
+                if any(isinstance(v, Poly) for _, v in attrs) and bounds(inner).unproven:
+                    return None  # a part that reaches over the end of what it is a part of
         except (WhetError, ArithmeticError, TypeError, AssertionError):
             return None
         self.makers.append(Maker(op, attrs, kinds, result))

@@ -12,7 +12,7 @@ orders. What a match binds is built and compared by whoever applies it; nothing 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from whet.ir.graph import Node
@@ -76,9 +76,13 @@ def _is_reversible(sides: Sides) -> bool:
 
 
 class View:
-    """An e-graph as it stands now, by class and by operator."""
+    """An e-graph as it stands now, by class and by operator.
 
-    def __init__(self, classes: EGraph) -> None:
+    Args:
+        idle: says of a class that no match begins there.
+    """
+
+    def __init__(self, classes: EGraph, idle: Callable[[Node], bool] = lambda _: False) -> None:
         self.classes = classes
         self.members: dict[Node, dict[str, list[ENode]]] = {}
         self.by_op: dict[str, list[tuple[Node, ENode]]] = {}
@@ -86,7 +90,8 @@ class View:
         for number, (cls, enode) in enumerate(classes.enodes()):
             op = enode.node.op
             self.members.setdefault(cls, {}).setdefault(op, []).append(enode)
-            self.by_op.setdefault(op, []).append((cls, enode))
+            if not idle(cls):
+                self.by_op.setdefault(op, []).append((cls, enode))
             self.order.setdefault(cls, number)
 
     def having(self, cls: Node, op: str) -> Sequence[ENode]:
@@ -113,7 +118,8 @@ def found(
         return
     widths = [0]
     if c.wide_op:
-        widths = sorted({len(e.args) for _, e in view.by_op.get(c.wide_op, ())})
+        wide = (e for ops in view.members.values() for e in ops.get(c.wide_op, ()))
+        widths = sorted({len(e.args) for e in wide})
     for width in widths:
         sides, patterns = way.patterns(width)
         for bindings in _joined(view, patterns, sides, changed):

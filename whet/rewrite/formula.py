@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,6 +204,7 @@ def comprehend(rule: ast.comprehension, scope: Scope) -> Iterator[Scope]:
             yield inner
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def names(e: ast.expr) -> frozenset[str]:
     """Every name that a formula reads, those that its generators bind excepted."""
     families = {x.value.id for x in ast.walk(e) if isinstance(x, ast.Attribute)
@@ -223,11 +225,11 @@ def solve(e: ast.expr, value: object, scope: Scope) -> dict[str, object] | None:
     Raises:
         Unbound: more than one name is unknown, or the unknown does not occur linearly.
     """
+    if isinstance(e, ast.Name):
+        return {e.id: value} if e.id not in scope else {} if scope[e.id] == value else None
     unknown = sorted(names(e) - scope.keys())
     if not unknown:
         return {} if evaluate(e, scope) == value else None
-    if isinstance(e, ast.Name):
-        return {e.id: value}
     if len(unknown) > 1 or not isinstance(value, int):
         raise Unbound(f"unknown name {unknown[0]}", where=ast.unparse(e))
     name = unknown[0]

@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from whet.errors import WhetError
@@ -38,6 +39,7 @@ from whet.rewrite.sketch import Side, Sketch, Tree, leaves
 
 Tell = Callable[[str], None]
 _MOST_GUARDS = 3
+_TRIED = 60  # guards that a counterexample asks for
 _TRIALS = 2  # a bank has compared both sides already; what is wrong shows at once
 
 
@@ -207,7 +209,7 @@ class Explorer:
         """The sketch if it is provable, with a guard that counterexamples ask for if need be."""
         for _ in range(_MOST_GUARDS):
             if holds(sketch, self.proven):
-                return sketch
+                return self._with_fewer(sketch)
             try:
                 verdict = self.prover.prove(Statement(Conjecture(f"lifted: {sketch.text}")))
             except WhetError:
@@ -215,11 +217,21 @@ class Explorer:
             if not isinstance(verdict, Refutation):
                 self.unknown.append(sketch.text)
                 return None
-            more = next(guards(sketch, verdict.counterexample.scope, self.scope), None)
-            if more is None:
-                return None
-            sketch = more
+            more = [*islice(guards(sketch, verdict.counterexample.scope, self.scope), _TRIED)]
+            found = next((g for g in more if holds(g, self.proven)), None)
+            if found is not None or not more:
+                return found if found is None else self._with_fewer(found)
+            sketch = more[-1]
         return None
+
+    def _with_fewer(self, sketch: Sketch) -> Sketch:
+        """The sketch without guards that later ones make needless."""
+        for guard in sketch.test.split(" and ")[:-1]:
+            kept = [g for g in sketch.test.split(" and ") if g != guard]
+            fewer = replace(sketch, test=" and ".join(kept))
+            if holds(fewer, self.proven):
+                sketch = fewer
+        return sketch
 
     def _line(self, sketch: Sketch) -> Line:
         return self._line_of(sketch.name, sketch.text)

@@ -55,9 +55,11 @@ def grouped(sketch: Sketch, run: tuple[str, ...]) -> Sketch | None:
     return replace(sketch, left=sides[0], right=sides[1], shapes=shapes)
 
 
-def _find(dims: Sequence[object], run: Sequence[object]) -> int | None:
+def _find(dims: Sequence[object], run: Sequence[object], cut: int = 0) -> int | None:
+    """Where a run stands among dims; of which `cut` may be other ones, of a part or a whole."""
     for k in range(len(dims) - len(run) + 1):
-        if tuple(dims[k : k + len(run)]) == tuple(run):
+        pairs = zip(dims[k : k + len(run)], run, strict=True)
+        if sum(a != b for a, b in pairs) <= cut:
             return k
     return None
 
@@ -98,6 +100,8 @@ class _Grouping:
 
     def _attr(self, op: str, name: str, value: object, shape: tuple[Size, ...]) -> object:
         at = _find(shape, self.run)
+        if at is None and len(self.run) > 1:
+            at = _find(shape, self.run, 1)
         if isinstance(value, tuple) and any(isinstance(v, Poly) for v in value):
             found = _find(value, self.run)
             if found is None:

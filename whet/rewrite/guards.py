@@ -17,14 +17,16 @@ from whet.rewrite.scopes import Scope
 from whet.rewrite.sketch import Sketch
 
 _TESTS: tuple[tuple[str, Callable[[int, int], bool]], ...] = (
-    ("==", lambda a, b: a == b),
     ("<=", lambda a, b: a <= b),
     (">=", lambda a, b: a >= b),
+    ("<", lambda a, b: a < b),
+    (">", lambda a, b: a > b),
+    ("==", lambda a, b: a == b),
 )
 
 
 def guards(sketch: Sketch, at: Mapping[str, object], scope: Scope) -> Iterator[Sketch]:
-    """The sketch with one more guard, the strongest first."""
+    """The sketch with one more guard, the weakest first."""
     names = sorted(n for n, v in at.items() if isinstance(v, int) and n in scope.assignments[0])
     zero = {"0": 0}
     for text, test in _TESTS:

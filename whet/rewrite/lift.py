@@ -3,7 +3,7 @@
     tensors     add(x, x) where add(x, y) does too
     sizes       x[M, K], y[M, K] where x[M, K], y[N, K] does too: what need not be equal differs
     atoms       x[G*C] as x[C] where the product alone occurs
-    numbers     index=0 where any index does
+    numbers     index=0 where any index does, step=1 where any step does
     ranks       x[M, K] where x[*B, K] does too, axes behind the group counted from the end
     axes        axis=0 where any axis does: x[*B], axis=a
 
@@ -73,10 +73,16 @@ def _tensors(sketch: Sketch, proven: Proven) -> Sketch:
     while again:
         again = False
         for finer in _finer(sketch):
-            if holds(finer, proven):
+            if _is_applicable(finer) and holds(finer, proven):
                 sketch, again = finer, True
                 break
     return sketch
+
+
+def _is_applicable(sketch: Sketch) -> bool:
+    """Whether one side names all tensors of the other: x - x == y - y leads nowhere."""
+    left, right = ({n for s in x for n in leaves(s)} for x in (sketch.left, sketch.right))
+    return left <= right or right <= left
 
 
 def _finer(sketch: Sketch) -> Iterator[Sketch]:
@@ -142,20 +148,20 @@ def _atoms(sketch: Sketch, proven: Proven) -> Sketch:
 
 
 def _numbers(sketch: Sketch, proven: Proven) -> Sketch:
-    """A position along an axis as any position."""
-    for number in (0, 1):
+    """A position along an axis as any position, then steps of one as steps of any length."""
+    for name, number, letter in (("index", 0, "i"), ("index", 1, "i"), ("step", 1, "T")):
 
-        def free(s: Side, number: int = number) -> Side:
+        def free(s: Side, name: str = name, number: int = number, letter: str = letter) -> Side:
             if not isinstance(s, Tree):
                 return s
-            attrs = tuple((k, Text("i") if k == "index" and v == number else v) for k, v in s.attrs)
+            attrs = tuple((k, Text(letter) if k == name and v == number else v) for k, v in s.attrs)
             return Tree(s.op, attrs, tuple(None if a is None else free(a) for a in s.args))
 
         wider = replace(
             sketch, left=tuple(map(free, sketch.left)), right=tuple(map(free, sketch.right))
         )
         if wider != sketch and holds(wider, proven):
-            return wider
+            sketch = wider
     return sketch
 
 

@@ -190,22 +190,20 @@ def match_shape(
 ) -> Found | None:
     """`found` with the dims of variable `name` having the sizes of `shape`, or None."""
     stars = [g for d in dims if (g := star(d))]
-    open_ = [g for g in stars if g not in found.scope]
-    if len(open_) > 1:
+    scope, ones, pending = dict(found.scope), found.ones, found.pending
+    if len(shape) < len(dims) - len(stars) or sum(g not in scope for g in stars) > 1:
         return None
-    counts = {g: len(v) for g in stars if isinstance(v := found.scope.get(g), tuple)}
+    counts = {g: len(v) for g in stars if isinstance(v := scope.get(g), tuple)}
     rest = len(shape) - (len(dims) - len(stars)) - sum(counts.values())
-    at, known = 0, found
+    at = 0
     for k, d in enumerate(dims):
-        group = star(d)
-        if group:
+        if isinstance(d, ast.Starred):
+            group = star(d)
+            assert group
             count = counts.get(group, rest)
             here = tuple(shape[at : at + count])
-            if count < 0 or len(here) != count:
+            if count < 0 or len(here) != count or scope.setdefault(group, here) != here:
                 return None
-            if known.scope.get(group, here) != here:
-                return None
-            known = replace(known, scope={**known.scope, group: here})
             at += count
             continue
         if at >= len(shape):
@@ -214,22 +212,31 @@ def match_shape(
         if isinstance(d, ast.UnaryOp):
             e = d.operand
             if shape[at] == 1:
-                known = replace(known, ones=(*known.ones, one_key(name, k)))
+                ones = (*ones, one_key(name, k))
                 at += 1
                 continue
-        more = known.bind(e, shape[at])
-        if more is None:
-            return None
-        known, at = more, at + 1
-    return known if at == len(shape) else None
+        try:
+            more = formula.solve(e, shape[at], scope)
+        except Unbound:
+            pending = (*pending, (e, shape[at]))
+        else:
+            if more is None:
+                return None
+            scope.update(more)
+        at += 1
+    return replace(found, scope=scope, ones=ones, pending=pending) if at == len(shape) else None
 
 
 def fronted(p: Apply, name: str, e: ast.expr, node: Node) -> ast.expr:
     """A written-out axis, counted from the front as graphs have it."""
     if not is_structural(p.op, name) or formula.names(e) or isinstance(e, ast.Name):
         return e
-    value = along(p.op, name, formula.evaluate(e, {}), (*node.args, None)[0])
-    return ast.parse(repr(value), mode="eval").body
+    return _written(repr(along(p.op, name, formula.evaluate(e, {}), (*node.args, None)[0])))
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _written(value: str) -> ast.expr:
+    return ast.parse(value, mode="eval").body
 
 
 def match_attribute(e: ast.expr, value: object, found: Found) -> Found | None:
@@ -304,7 +311,7 @@ def finish(
     names = (*sides.sizes, *sides.scalars, *sides.groups, *sides.structural)
     if any(n not in settled.scope for n in names):
         return None
-    if backward and any(n not in settled.tensors for n in sides.variables):
+    if any(n not in settled.tensors for n in sides.variables):
         return None
     if not all(_is_positive(settled.scope[n]) for n in (*sides.sizes, *sides.groups)):
         return None

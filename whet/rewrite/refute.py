@@ -9,6 +9,7 @@ both values are finite.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -63,7 +64,7 @@ def assignments(statement: Statement) -> Iterator[dict[str, object]]:
     for round_ in range(_DRAWS):
         pool = [2, 3, 4, 5, 6, 7, 3, 2, 5, 4]
         draw.shuffle(pool)
-        values = iter(pool * 4)
+        values = itertools.cycle(pool)
         ones = (0.0, 0.15, 0.4)[round_ % 3]
 
         def value(name: str, values: Iterator[int] = values, ones: float = ones) -> Size:

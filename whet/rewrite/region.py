@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from whet.ir.graph import Graph, Node, leaf, rebuilt
+from whet.ir.graph import Graph, Node, leaf, rebuilt, topological
 
 LEAST, USUAL, MOST = 6, 64, 1500  # body nodes: of a block, of a chain of them, of any region
 
@@ -36,6 +36,24 @@ class Region:
 def is_known(leaf: Node) -> bool:
     """Whether a region's leaf is known ahead of time."""
     return leaf.op in ("parameter", "constant")
+
+
+class Ahead:
+    """Says of nodes over a region's leaves whether they are computed ahead of time: from no input.
+
+    Which of several ways to compute such a value is taken costs nothing at run time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Node, bool] = {}
+
+    def __call__(self, node: Node) -> bool:
+        known = self._known
+        if node not in known:
+            for n in topological((node,)):
+                if n not in known:
+                    known[n] = n.op != "input" if n.is_leaf else all(known[a] for a in n.operands)
+        return known[node]
 
 
 def regions(graph: Graph, known: Callable[[Node], bool] = is_known) -> list[Region]:

@@ -40,6 +40,7 @@ from whet.search import Budget, StopReason
 Admit = Callable[[Match], bool]
 
 MATCHES = 4000  # of one way in one round
+_PER_LOOK = 64  # matches that are applied from one look at the clock to the next
 REST = 3  # rounds that a way sits out when it had more
 
 
@@ -52,6 +53,7 @@ class Saturation:
         ways: what is applied.
         prover: says which statements hold.
         admit: says which matches may be used of those that hold over the reals.
+        idle: says of a class that no match begins there.
         equations: what was applied, by number; the reasons in `classes`.
         counts: equations by rule.
         refused: matches that were none, by reason.
@@ -64,6 +66,7 @@ class Saturation:
     ways: Sequence[Way]
     prover: Prover = field(default_factory=Prover)
     admit: Admit | None = None
+    idle: Callable[[Node], bool] = lambda _: False
     equations: list[Match] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -75,6 +78,7 @@ class Saturation:
         self._born: dict[Node, int] = {}
         self._made: dict[Way, set[Node]] = {w: set() for w in self.ways}
         self._resting: dict[Way, int] = {}
+        self._stated: set[tuple[object, ...]] = set()
         self._missed: dict[Way, set[Node] | None] = dict.fromkeys(self.ways)
         self._depth = max((_depth(w) for w in self.ways), default=0)
 
@@ -123,7 +127,7 @@ class Saturation:
                 raise SearchError("not a round of a journal of these ways", got=line[:80],
                                   expected=fault, where=f"round {number}") from None  # fmt: skip
             self._begin()
-            view, matches = View(self.classes), list[tuple[Way, Match]]()
+            view, matches = View(self.classes, self.idle), list[tuple[Way, Match]]()
             for way, count, rests in asked:
                 drawn = self._found(view, way)
                 found = list(islice(drawn, count))
@@ -141,7 +145,7 @@ class Saturation:
 
     def _round(self, budget: Budget, most: int) -> bool:
         self._begin()
-        view = View(self.classes)
+        view = View(self.classes, self.idle)
         drawn: list[tuple[Way, list[Match]]] = []
         rows: list[tuple[str, int, bool]] = []
         for way in self.ways:
@@ -153,7 +157,7 @@ class Saturation:
             drawn.append((way, matches))
             if matches or rests:
                 rows.append((way.name, len(matches), rests))
-            if budget.stop() is not None:
+            if (matches or way is self.ways[-1]) and budget.stop() is not None:
                 break
         news, applied = False, 0
         for way, matches in drawn:
@@ -162,7 +166,8 @@ class Saturation:
                 news |= self.apply(match, way)
                 applied += 1
                 budget.spend(nodes=max(0, len(self.classes) - before))
-                if budget.stop() is not None:
+                full = budget.nodes_left <= 0  # a clock is slower to read than a count
+                if full or (applied % _PER_LOOK == 0 and budget.stop() is not None):
                     self._write(rows, applied)
                     return True
         self._write(rows, applied)
@@ -205,6 +210,8 @@ class Saturation:
             bound = {k: None if n is None else self.classes.add(n)
                      for k, n in match.tensors.items()}  # fmt: skip
             match = replace(match, tensors=bound, element=match.dtype)
+        elif self._is_stated(match, way):
+            return False
         try:
             left, right = match.left, match.right
             reason = match.unfounded()
@@ -236,6 +243,14 @@ class Saturation:
         if news:
             self.counts[match.rule.name] += 1
         return news
+
+    def _is_stated(self, match: Match, way: Way) -> bool:
+        """Whether a way has had a match with these bindings: what is near a change is asked again."""
+        key = (way, match.roots, *match.tensors.items(), *match.scope.items(), match.flipped)
+        if key in self._stated:
+            return True
+        self._stated.add(key)
+        return False
 
     def _enter(self, root: Node, number: int) -> None:
         if root in self.classes:

@@ -133,21 +133,24 @@ _SIZES = (
     (4, 2, 1, 3, 2, 5, 3, 1),
     (5, 4, 3, 2, 3, 3, 1, 2),
 )
-# Symbols that are numbers in attributes (strides, paddings and the like), images and kernels.
+# Symbols that are numbers in attributes (strides, paddings and the like), images and kernels, a dim
+# that is cut, S, and where: k < l < h <= S, and m < n <= l - k.
 _NUMBERS: tuple[Mapping[str, int], ...] = (
     {"s": 2, "t": 1, "p": 1, "q": 0, "d": 1, "f": 2, "e": 3, "i": 0, "j": 1, "T": 1,
-     "H": 7, "W": 8, "R": 2, "Q": 3},
+     "H": 7, "W": 8, "R": 2, "Q": 3, "S": 7, "k": 1, "l": 5, "h": 6, "m": 1, "n": 3},
     {"s": 1, "t": 2, "p": 0, "q": 1, "d": 2, "f": 1, "e": 2, "i": 0, "j": 1, "T": 1,
-     "H": 5, "W": 6, "R": 1, "Q": 2},
+     "H": 5, "W": 6, "R": 1, "Q": 2, "S": 5, "k": 1, "l": 3, "h": 4, "m": 0, "n": 2},
     {"s": 3, "t": 1, "p": 2, "q": 1, "d": 1, "f": 1, "e": 5, "i": 0, "j": 1, "T": 1,
-     "H": 9, "W": 5, "R": 3, "Q": 1},
+     "H": 9, "W": 5, "R": 3, "Q": 1, "S": 6, "k": 2, "l": 5, "h": 6, "m": 1, "n": 3},
     {"s": 1, "t": 1, "p": 0, "q": 0, "d": 1, "f": 1, "e": 1, "i": 0, "j": 1, "T": 1,
-     "H": 6, "W": 5, "R": 2, "Q": 2},
+     "H": 6, "W": 5, "R": 2, "Q": 2, "S": 5, "k": 1, "l": 4, "h": 5, "m": 2, "n": 3},
 )
 
 _CONV = {"stride": ["(s, t)"], "padding": ["(p, q)"], "dilation": ["(d, f)"]}
 _POOL = {**_CONV, "kernel": ["(3, 2)"], "extra": ["(0, 0)"], "include_padding": ["1", "0"]}
-_FREE = {"start": ["i"], "stop": ["j"], "step": ["T"], "index": ["i"], "value": ["0.0"]}
+_CUT = {"start": ["0", "k", "l", "k", "m", "k + m"], "stop": ["S", "l", "h", "h", "n", "k + n"],
+        "index": ["i", "i + k"]}
+_PART = {"start": ["k"], "stop": ["l"], "index": ["i"]}
 _SHAPE = ("add", "mul", "concat", "slice", "permute", "relu")
 
 _TURNED = {"dims": ["(0, 1, 3, 2)"]}
@@ -168,6 +171,9 @@ SCOPES: tuple[Scope, ...] = (
           ("x[M, K, N]", "y[M, K, N]", "z[P, K, N]", "s[()]"), _SHAPE, first=True),
     Scope("joins", 2, ("x[M, K]", "y[N, K]", "z[P, K]"), ("concat", "stack", "slice", "select"),
           {"index": ["0", "1"]}, widths=(2, 3), first=True),
+    Scope("cuts", 2, ("x[S, M]", "y[S, M]", "z[S, N]", "s[()]"),
+          ("slice", "select", "concat", "add", "mul", "relu", "neg", "permute"), _CUT, first=True),
+    Scope("cuts put together", 3, ("x[S, M]", "y[N, S]"), ("slice", "concat"), _CUT),
     # products of matrices
     Scope("matrices", 3, _XYAB, ("matmul", "add", "concat", "slice")),
     Scope("matrices element by element", 2, (*_XYAB, "s[()]"), ("matmul", *_SHAPE)),
@@ -182,9 +188,12 @@ SCOPES: tuple[Scope, ...] = (
           ("x[M, K]", "y[M, K]", "w[N, K]", "u[P, N]", "c[N]", "e[N]", "k[K]", "s[()]"),
           ("linear", "matmul", "add", "mul", "concat", "slice", "permute")),
     Scope("layers over time", 2,
-          ("x[L, M, K]", "y[L, M, K]", "w[N, K]", "v[K, N]", "c[N]"),
-          ("linear", "matmul", "select", "slice", "add"),
-          {"start": ["i"], "stop": ["j"], "step": ["T"], "index": ["i"]}),
+          ("x[S, M, K]", "y[S, M, K]", "w[N, K]", "v[K, N]", "c[N]"),
+          ("linear", "matmul", "select", "slice", "add"), _PART),
+    Scope("parts of layers", 2, ("x[S, K]", "y[M, S]", "w[N, K]", "v[N, S]", "c[N]"),
+          ("linear", "slice", "concat"), _PART),
+    Scope("parts of products", 2, ("x[S, K]", "y[M, S]", "v[K, N]", "w[S, N]"),
+          ("matmul", "slice", "permute"), _PART),
     # convolutions
     Scope("convolutions element by element", 2, (*_XYWV, "s[()]"),
           ("conv2d", *_SHAPE), {**_CONV, **_TURNED, "groups": ["1"]}),
@@ -203,8 +212,8 @@ SCOPES: tuple[Scope, ...] = (
     Scope("attention", 4, ("x[B, H, L, D]", "y[B, H, M, D]", "z[B, H, M, E]"),
           ("matmul", "permute", "softmax", "attention"), _ATTENTION, exact=False),
     # parts of what is computed element by element, and what is put together again
-    Scope("parts", 2, ("x[M, K, N]", "y[M, K, N]", "s[()]"),
-          ("slice", "select", "add", "mul", "relu", "neg"), _FREE),
+    Scope("parts", 2, ("x[S, K, N]", "y[S, K, N]", "s[()]"),
+          ("slice", "select", "add", "mul", "relu", "neg"), _PART),
     Scope("quotients", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("mul", "div", "reciprocal")),
     Scope("differences", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("add", "sub", "neg")),
     # pooling; a mean over windows is a convolution

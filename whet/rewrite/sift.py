@@ -5,7 +5,8 @@
     conjecture      the smallest member of a class and one that nothing joins with it
 
 The bank serves as a saturated e-graph: a subgraph is a class, so a rule need only be applied at the
-root, and a chain of steps between members of a class joins its ends. Conjectures come in order of
+root, and a chain of steps between members of a class joins its ends. Below the root only members
+smaller than the whole count: that larger ones are equal is what is asked. Conjectures come in order of
 size, those with the most tensors first; one that is accepted is a known rule from then on, in the
 general form that it was given.
 """
@@ -56,6 +57,8 @@ class Sift:
     _rules: list[_Rule] = field(default_factory=list)
     _by_op: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     _place: dict[Member, int] = field(default_factory=dict)
+    _sizes: dict[Member, int] = field(default_factory=dict)
+    _below: int = 0
 
     def run(self) -> None:
         """All classes, by the size of their members; the most general equalities first."""
@@ -150,11 +153,15 @@ class Sift:
         return len(set(leaves(self._tree(m, c))))
 
     def _size(self, m: Member) -> int:
-        below = self.bank.below
-        return 1 + len(frozenset().union(*(below[a] for a in m.args if a >= 0)))
+        if m not in self._sizes:
+            below = self.bank.below
+            inner = (below[a] for a in m.args if a >= 0)
+            self._sizes[m] = 1 + len(frozenset().union(*inner))
+        return self._sizes[m]
 
     # -- rewriting -------------------------------------------------------------------------------
     def _apply(self, rule: _Rule, m: Member, c: int) -> Iterator[Member | None]:
+        self._below = self._size(m)
         for classes, uses in self._member(rule, rule.left, m, ({}, ())):
             scope = self._bound(rule, classes, uses)
             if scope is None:
@@ -189,7 +196,7 @@ class Sift:
                 return
             first = bank.made[c]
             for m in bank.members.get(c) or ([first] if first is not None else []):
-                if bank.makers[m.maker].op == p.op:
+                if bank.makers[m.maker].op == p.op and self._size(m) < self._below:
                     yield from self._member(rule, p, m, known)
 
     def _member(

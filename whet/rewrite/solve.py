@@ -27,12 +27,13 @@ from whet.rewrite.ematch import ways
 from whet.rewrite.extract import Extraction, extract
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
-from whet.rewrite.region import Region, instances, is_known, regions
+from whet.rewrite.region import Ahead, Region, instances, is_known, regions
 from whet.rewrite.saturate import Admit, Saturation, is_safe
 from whet.rewrite.space import RewriteSpace
 from whet.search import Budget, Cost, Greedy, StopReason, search
 
 FITS = 1500  # nodes of a region that is saturated
+_WORTH = 0.999  # of a region's cost: what saves less than the rest changes nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ def _region(
 ) -> Solved:
     start = region.graph
     found = Solved(region)
-    grown = Saturation(EGraph(start.nodes), ways(rules.values(), both=both), prover, admit)
+    grown = Saturation(EGraph(start.nodes), ways(rules.values(), both=both), prover, admit, Ahead())
     searched = _best_first(start, rules, pricing, prover, budget, limits, grown)
     if len(start.nodes) <= FITS:
         found.stop = grown.run(budget.part(nodes=limits.nodes), rounds=limits.rounds)
@@ -273,11 +274,13 @@ def _region(
     found.searched, own = found.before, None
     if searched is not start:
         found.searched, own = _kernels(searched, pricing, known, limits)
+        if found.searched.seconds >= _WORTH * found.before.seconds:
+            found.searched = found.before  # it stays as it is, whoever searches
     # A solver that was stopped may not have come as far as the other search.
     if own is not None and all(found.searched.seconds < a.cost.seconds for a in answers):
         answers.insert(0, replace(own, made=searched.results, bound=0.0))
     found.after = found.before
-    cheaper = [a for a in answers if a.cost.seconds < 0.999 * found.before.seconds]
+    cheaper = [a for a in answers if a.cost.seconds < _WORTH * found.before.seconds]
     if cheaper:
         found.options = tuple(_options(start, cheaper, grown))
     if found.options:

@@ -30,7 +30,7 @@ from whet.rewrite.ematch import ways
 from whet.rewrite.library import library
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
-from whet.rewrite.region import instances, is_known
+from whet.rewrite.region import Ahead, instances, is_known
 from whet.rewrite.saturate import Saturation
 from whet.rewrite.solve import Pricing, Solved, by_rules, composed, solve
 from whet.rewrite.space import RewriteSpace
@@ -271,7 +271,7 @@ def regrown(journal: str, prover: Prover, rules: Rules | None = None) -> tuple[G
     begin = next((k for k, row in enumerate(rows) if row.startswith("{")), len(rows))
     region = parse_graph("\n".join(rows[:begin]))
     grown = Saturation(
-        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover, Admission()
+        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover, Admission(), Ahead()
     )  # fmt: skip
     grown.replay(rows[begin:])
     return region, grown
