@@ -182,6 +182,8 @@ SCOPES: tuple[Scope, ...] = (
     Scope("batches", 2,
           ("x[B, M, K]", "y[B, M, K]", "w[K, N]", "v[K, N]", "a[B, K, N]", "b[B, K, N]"),
           ("matmul", "add", "concat")),
+    Scope("products by a number", 2, ("x[B, M, K]", "a[B, K, N]", "s[()]"),
+          ("matmul", "mul", "div")),
     Scope("layers", 3,
           ("x[M, K]", "y[M, K]", "w[N, K]", "v[N, K]", "c[N]"), ("linear", "add", "concat")),
     Scope("layers element by element", 2,
