@@ -33,6 +33,7 @@ from whet.rewrite.space import RewriteSpace
 from whet.search import Budget, Cost, Greedy, StopReason, search
 
 FITS = 1500  # nodes of a region that is saturated
+_GROWING = 0.7  # of a region's share of the time: the rest is for the solver
 _WORTH = 0.999  # of a region's cost: what saves less than the rest changes nothing
 
 
@@ -196,12 +197,14 @@ def solve(
     """
     solved: list[Solved] = []
     try:
-        for region in regions(graph, known):
+        found = regions(graph, known)
+        for done, region in enumerate(found):
             if budget.stop() is not None:
                 break
+            share = budget.part(seconds=_GROWING * budget.seconds_left / (len(found) - done))
             solved.append(
                 _region(
-                    region, rules, pricing, prover, budget, limits or Limits(), known, both, admit
+                    region, rules, pricing, prover, share, limits or Limits(), known, both, admit
                 )
             )
     except KeyboardInterrupt:
