@@ -4,7 +4,7 @@
     a permutation of all dims   all but the identity            permute
     a group of reduced dims     each dim; the last two          sum, mean, amax, …
     a group of trailing sizes   the last dim                    layer_norm, …
-    start, stop                 where a dim is a sum of sizes: its parts; bounds that the scope gives
+    start, stop                 where a dim is a sum of sizes: its parts; what the scope gives
     sizes of a result           dims merged, taken apart, put in and left out
     any other                   what the scope says of an attribute of that name
 

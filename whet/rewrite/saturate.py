@@ -245,7 +245,7 @@ class Saturation:
         return news
 
     def _is_stated(self, match: Match, way: Way) -> bool:
-        """Whether a way has had a match with these bindings: what is near a change is asked again."""
+        """Whether a way has had these bindings: what is near a change is asked again."""
         key = (way, match.roots, *match.tensors.items(), *match.scope.items(), match.flipped)
         if key in self._stated:
             return True

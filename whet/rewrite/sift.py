@@ -6,9 +6,9 @@
 
 The bank serves as a saturated e-graph: a subgraph is a class, so a rule need only be applied at the
 root, and a chain of steps between members of a class joins its ends. Below the root only members
-smaller than the whole count: that larger ones are equal is what is asked. Conjectures come in order of
-size, those with the most tensors first; one that is accepted is a known rule from then on, in the
-general form that it was given.
+smaller than the whole count: that larger ones are equal is what is asked. Conjectures come in order
+of size, those with the most tensors first; one that is accepted is a known rule from then on, in
+the general form that it was given.
 """
 
 from __future__ import annotations

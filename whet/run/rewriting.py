@@ -271,7 +271,8 @@ def regrown(journal: str, prover: Prover, rules: Rules | None = None) -> tuple[G
     begin = next((k for k, row in enumerate(rows) if row.startswith("{")), len(rows))
     region = parse_graph("\n".join(rows[:begin]))
     grown = Saturation(
-        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover, Admission(), Ahead()
+        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover, Admission(),
+        Ahead(),
     )  # fmt: skip
     grown.replay(rows[begin:])
     return region, grown
