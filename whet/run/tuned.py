@@ -193,7 +193,8 @@ class Tuner:
         self, closed: Cluster, operands: Sequence[Value | Packed], results: Sequence[Value]
     ) -> str:
         lie = [v.strides if isinstance(v, Value) else v.how for v in (*operands, *results)]
-        text = f"{closed.digest}|{lie}|{self.machine.fingerprint()}|{self.threads}"
+        rival = "" if self.choose.libraries else "|plain"
+        text = f"{closed.digest}|{lie}|{self.machine.fingerprint()}|{self.threads}{rival}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _recall(self, place: str) -> Decision | None:
