@@ -43,7 +43,7 @@ def axes_used(stages: Iterable[Stage]) -> tuple[tuple[str, ...], ...]:
     """Every tuple of axes along which the stages of one group communicate."""
     found: dict[tuple[str, ...], None] = {}
     for block in dict.fromkeys(run.block for stage in stages for run in stage.runs):
-        for step in (*block.forward, *block.backward):
+        for step in (*block.forward, *block.backward, *block.finish):
             if step.axes:
                 found[step.axes] = None
         for weights in block.weights:

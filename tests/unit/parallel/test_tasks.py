@@ -190,3 +190,12 @@ def test_steps_wait_for_earlier_ones_only():
     block = replace(BLOCK, forward=(kernel("one", after=(0,)),))
     with pytest.raises(PlacedError, match="earlier steps only"):
         Placed((replace(STAGE, runs=(Run(block),)),)).checked()
+
+
+def test_gradients_alone_may_meet_along_an_axis():
+    """Nothing else communicates along "tensor"; the classes of devices know of it all the same."""
+    wait = Step("gather", "all_gather", bytes=64 * MB, axes=("tensor",))
+    mesh = Mesh.of((("data", 2), ("tensor", 4)))
+    ran = simulated(mesh=mesh, runs=(Run(replace(BLOCK, finish=(wait,)), 6),))
+    without = simulated(mesh=mesh, runs=(Run(BLOCK, 6),))
+    assert ran.seconds > without.seconds
