@@ -17,6 +17,17 @@ from whet.parallel.strategy import Recipe, Strategy, even
 FEEDS_BY_BATCH = ("resnet50",)  # samples depend on each other: one microbatch
 
 
+def learning(model: str, dtype: str) -> dict[str, object]:
+    """The optimizer that a plan's run is compared under.
+
+    Adam divides a gradient by its own size. Where one cancels out (a shift that the next batch norm
+    takes away) or where rounding is coarse, two equal runs differ in that alone: those take SGD.
+    """
+    if dtype != "float64" or model in FEEDS_BY_BATCH:
+        return {"optimizer": "sgd", "rate": 1e-2}
+    return {"optimizer": "adamw", "rate": 1e-3}
+
+
 @dataclass(frozen=True)
 class Plan:
     """A plan by its degrees."""

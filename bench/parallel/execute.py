@@ -20,7 +20,7 @@ import torch
 
 from bench.cli import split
 from bench.suite import write
-from tests.plans import PLANS
+from tests.plans import PLANS, learning
 from whet.capture import planned as glue
 from whet.capture.training import training
 from whet.run.parallel.launch import launch
@@ -53,8 +53,7 @@ def measure(
 
 
 def _one(model: str, name: str, dtype: str) -> dict[str, Any]:
-    options = {"steps": STEPS, "optimizer": "adamw" if dtype == "float64" else "sgd",
-               "rate": 1e-3 if dtype == "float64" else 1e-2}  # fmt: skip
+    options = {"steps": STEPS, **learning(model, dtype)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.pt"
         job = {"model": model, "plan": name, "dtype": dtype, "batch": BATCH, "out": str(out),

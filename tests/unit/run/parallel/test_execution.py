@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.plans import PLANS
+from tests.plans import PLANS, learning
 from whet.capture import planned as glue
 from whet.capture.training import training
 from whet.run.parallel.launch import launch
@@ -66,8 +66,7 @@ def test_twenty_steps_equal_one_process(tmp_path, model, plan, dtype):
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_under_every_plan(tmp_path, model, plan, dtype):
-    optimizer, rate = ("adamw", 1e-3) if dtype == "float64" else ("sgd", 1e-2)
-    options = {"steps": 20, "optimizer": optimizer, "rate": rate}
+    options = {"steps": 20, **learning(model, dtype)}
     ended, found = ranks(tmp_path, model, plan, dtype, **options)
     assert [e.code for e in ended] == [0] * PLANS[plan].ranks, ended[0].text
     equal(found, model, dtype, **options)
