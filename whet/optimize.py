@@ -43,7 +43,7 @@ from whet.run.choice import Chooser
 from whet.run.cuda import Cuda, at_hand
 from whet.run.engine import region
 from whet.run.gains import Stopwatch, outrun
-from whet.run.grouping import LITTLE_S, RESERVE_S, Grouping
+from whet.run.grouping import SHORTEST_S, USUAL_S, Grouping, reserves
 from whet.run.guilty import acquitted
 from whet.run.launched import Launched
 from whet.run.measure import choose, finalists, interleaved, promising, rather
@@ -245,7 +245,9 @@ class _Walk:
                     )  # fmt: skip
                     candidates += [_Candidate(*row) for row in made]
                 variants = []
-            wanted = self._left() > 1.2 * RESERVE_S or self.tune_s > 0
+            _, least = reserves(self.budget_s)
+            wanted = self.budget_s >= SHORTEST_S and self._left() > 1.2 * least
+            wanted = wanted or self.tune_s > 0
             if not self.disable & {"native", "generated"} and wanted and variants:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
@@ -360,10 +362,11 @@ class _Walk:
 
     def _generated(self, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
         """Groups of operators in tuned kernels."""
-        budget, last = (Budget(seconds=max(0, self._left() - s)) for s in (RESERVE_S, LITTLE_S))
+        reserved = reserves(self.budget_s)
+        budget, last = (Budget(seconds=max(0, self._left() - s)) for s in reserved)
         chooser = replace(self.chooser, region=False)
         tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget, last)
-        rooms = Grouping(tuner, self.report, self._left, self.tune_s, self.progress)
+        rooms = Grouping(tuner, self.report, self._left, reserved[0], self.tune_s, self.progress)
         try:
             for name, partition, journal in rooms.found(graph.graph):
                 journals = (*graph.journals, *([journal] if journal else ()))
@@ -413,12 +416,13 @@ class _Walk:
         if self.launched is not None:
             calls = {name: self.launched.cuda.waited(call) for name, call in calls.items()}
         self.progress("measuring")
-        screened = interleaved(calls, budget_s=MEASURE_S / 6, min_rounds=3, warmup=1)
+        seconds = MEASURE_S * min(1.0, max(self.budget_s, 1.0) / USUAL_S)
+        screened = interleaved(calls, budget_s=seconds / 6, min_rounds=3, warmup=1)
         calls = {name: calls[name] for name in finalists(screened, "original")}
-        timings = interleaved(calls, budget_s=MEASURE_S, min_rounds=9)
+        timings = interleaved(calls, budget_s=seconds, min_rounds=9)
         if choose(timings, "original") == "original" and promising(timings, "original"):
             self.progress("measuring again: the machine is noisy")
-            timings = interleaved(calls, budget_s=3 * MEASURE_S, min_rounds=21)
+            timings = interleaved(calls, budget_s=3 * seconds, min_rounds=21)
         for name, t in (screened | timings).items():
             error = right[name].error if name in right else oracle.error
             stages.append(Stage(name, t.median_s, t.spread, error, NOTES[name]))
@@ -431,8 +435,9 @@ class _Walk:
     def _recalled(self, place: str, captured: Captured, oracle: Oracle) -> _Candidate | None:
         """What an earlier run found for the same graph here, if it is still right."""
         found = recall.recall(
-            self.store, place, captured.graph, self._parameters(captured.graph, captured)
-        )
+            self.store, place, captured.graph, self._parameters(captured.graph, captured),
+            self.budget_s,
+        )  # fmt: skip
         if found is None:
             return None
         if found.program is not None:
@@ -453,8 +458,9 @@ class _Walk:
             return
         plan = self._plan(captured, best)
         recall.keep(
-            self.store, place, plan, best.rewritten.graph, best.region, self.report.to_json()
-        )
+            self.store, place, plan, best.rewritten.graph, best.region, self.report.to_json(),
+            self.budget_s,
+        )  # fmt: skip
 
     def _plan(self, captured: Captured, best: _Candidate) -> Plan:
         program = best.program

@@ -49,3 +49,25 @@ def test_what_is_hopeless_is_not_measured_further():
     assert kept({"original": slow, "a": near, "b": fast}) == ["original", "a", "b"]
     assert kept({"original": fast, "a": slow, "b": timing(9.0)}) == ["original", "a"]
     assert kept({"original": fast}) == ["original"]
+
+
+def test_what_was_found_in_less_time_is_no_answer():
+    torch.manual_seed(0)
+    block = [nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()]
+    model, x, store = nn.Sequential(*block, *block).eval(), torch.randn(4, 8), Store.memory()
+
+    def found(budget_s: float) -> bool:
+        optimized = walk.optimize(
+            model, (x,), store=store, budget_s=budget_s, disable={"regions", "native"}
+        )
+        return "rewrite" not in optimized.report.phases
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "MEASURE_S", 0.1)
+        patch.setattr(walk, "choose", lambda timings, original: next(reversed(timings)))
+        assert [found(s) for s in (3.0, 2.0, 4.0, 4.0)] == [False, True, False, True]
+
+
+def test_a_short_walk_reserves_its_share():
+    assert walk.reserves(600) == walk.reserves(60) == (28.0, 16.0)
+    assert walk.reserves(15) == (7.0, 4.0)

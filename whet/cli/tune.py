@@ -1,7 +1,8 @@
 """`whet tune MODEL`: optimize, then search schedules where the model spends its time.
 
     -O0           generated kernels as they are worked out, nothing measured of them beyond the walk
-    -O1           the best of a few drafts for each group of operators: what `whet optimize` does
+    -O1           a walk of 15 s: the best of a few drafts for the groups of operators that take
+                  most, the first draft for the others
     -O2           and half a minute of search, where most is to be gained (the default)
     -O3           and up to twenty minutes, as long as a batch saves more than it costs
     --budget T    so much time for the search instead
@@ -25,7 +26,8 @@ from whet.cli.options import add_model, seconds, short, threads
 from whet.errors import InputError, WhetError
 from whet.report import text
 
-WALK_S = 60.0  # of the walk around the search
+WALK_S: Mapping[int, float] = {0: 60.0, 1: 15.0, 2: 60.0, 3: 60.0}
+"""Seconds of the walk around the search by level of effort."""
 EFFORT: Mapping[int, float] = {0: 0.0, 1: 0.0, 2: 30.0, 3: 1200.0}
 """Seconds of search by level of effort."""
 
@@ -70,7 +72,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     spend = EFFORT[args.effort] if args.budget is None else args.budget
     optimized = optimize(
-        source.module, source.args, source.kwargs, captured=source.captured, budget_s=WALK_S,
+        source.module, source.args, source.kwargs, captured=source.captured,
+        budget_s=WALK_S[args.effort],
         disable=("generated",) if args.effort == 0 else (),
         tune_s=spend,
         progress=lambda line: console.progress(f"{source.name}: {line}"),

@@ -21,7 +21,15 @@ from whet.search import Budget, Journal, StopReason
 
 RESERVE_S = 28.0  # seconds that tuning leaves for what comes after it
 LITTLE_S = 16.0  # seconds of that where every group is tuned: a native program, and measuring
+USUAL_S = 60.0  # a walk's budget that these are for; of a shorter one they take the same share
+SHORTEST_S = 12.0  # budgets below have no groups tuned: there is no time to compile any
 LEAST_S = 2.0  # of a search for a partition
+
+
+def reserves(budget_s: float) -> tuple[float, float]:
+    """`RESERVE_S` and `LITTLE_S` for a walk's budget."""
+    share = min(1.0, budget_s / USUAL_S)
+    return share * RESERVE_S, share * LITTLE_S
 
 
 @dataclass
@@ -32,6 +40,7 @@ class Grouping:
         tuner: decides what runs a group.
         report: is told what was tuned and why groups changed.
         left: seconds of the walk's budget that are left.
+        reserve_s: of these are not for the search of a partition.
         tune_s: seconds to spend on searching schedules, beyond that budget.
         progress: called with a line now and then.
         beyond_s: seconds spent so.
@@ -40,6 +49,7 @@ class Grouping:
     tuner: Tuner
     report: Report
     left: Callable[[], float]
+    reserve_s: float
     tune_s: float
     progress: Callable[[str], None]
     beyond_s: float = 0.0
@@ -56,7 +66,7 @@ class Grouping:
         yield "generated", start, ""
         if self.tune_s > 0 and self._improved():
             yield "tuned", start, ""
-        seconds = self.left() + self.beyond_s - RESERVE_S - LEAST_S
+        seconds = self.left() + self.beyond_s - self.reserve_s - LEAST_S
         if seconds <= 0:
             return
         self.progress("searching a partition")

@@ -57,24 +57,35 @@ def place(graph: Graph, machine: Machine, switches: Collection[str], rules: Iter
 
 
 def keep(
-    store: Store, at: str, plan: Plan, graph: Graph, region: bytes | None, report: object
+    store: Store,
+    at: str,
+    plan: Plan,
+    graph: Graph,
+    region: bytes | None,
+    report: object,
+    budget_s: float,
 ) -> None:
-    """File a finished program. The row that is looked for comes last."""
+    """File a finished program and the time it was searched for. The row that is looked for comes
+    last."""
     if region is not None:
         store.put(REGION, at, region)
-    row = {"plan": plan.to_text(), "graph": print_graph(graph), "report": report}
+    row = {"plan": plan.to_text(), "graph": print_graph(graph), "report": report,
+           "budget_s": budget_s}  # fmt: skip
     store.put(PROGRAM, at, row)
 
 
-def recall(store: Store, at: str, source: Graph, parameters: Parameters) -> Recalled | None:
+def recall(
+    store: Store, at: str, source: Graph, parameters: Parameters, budget_s: float = 0.0
+) -> Recalled | None:
     """The program filed under `at`, or None; a row that does not fit is dropped.
 
     Args:
         source: the captured graph, whose constants the program shares.
         parameters: of the captured model.
+        budget_s: seconds there are now: what was found in less time is no answer.
     """
     row = store.get(PROGRAM, at)
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or row.get("budget_s", 0.0) < budget_s:
         return None
     try:
         plan = Plan.from_text(row["plan"])
