@@ -81,7 +81,8 @@ with torch.no_grad():
         assert (first - model(x)).abs().max() < 1e-6  # results are the caller's own
     model.head.weight.mul_(0.5)
     assert (fast(x) - model(x)).abs().max() < 1e-6
-assert not fast.report.failures, fast.report.failures
+refused = "a tile is reached along its axes only"  # of drafts that have no words for a device
+assert all(said.startswith(refused) for said in fast.report.failures), fast.report.failures
 print("right")
 """
 
