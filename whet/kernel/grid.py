@@ -170,6 +170,7 @@ class _Root:
         self.d, self.cut, self.root, self.fences = d, cut, root, fences
         self.over: list[str] = []  # loops over tiles, outermost first
         self.parts = ""
+        self.flat: list[list[str]] = []  # loops, by nest, along dims that have become one
 
     def run(self) -> set[str]:
         """Makes the moves; gives the loops of the body that nothing more is to be done to."""
@@ -219,6 +220,7 @@ class _Root:
     # -- a nest and what it reads ------------------------------------------------------------------
     def _tiled(self, loops: Sequence[Loop], stores: Sequence[Stmt], inside: bool) -> bool:
         d, k = self.d, self.d.kernel
+        self.flat = []
         maps = through(k, self.root, self.fences) if inside else {}
         folded = {x.buffer for x, _, _ in leaves(k.body) if isinstance(x, Update)}
         kept = len(stores) > 1 and {x.buffer for x, _, _ in leaves(stores)} <= self.fences
@@ -240,6 +242,10 @@ class _Root:
         for name in last_first(d.kernel, maps) if at else ():
             if not d.do(ComputeAt(name, at)):
                 return False
+        # One program for everything has no loop to compute at: dims that are one are run through
+        # by one loop, as their reader does.
+        if not at and not all(self._collapsed(loops) for loops in self.flat):
+            return False
         if not Inside(d, self.cut, at, self.fences).run():
             return False
         over = [v for v in self.over if v in d.kernel.loops]
@@ -339,17 +345,23 @@ class _Root:
                 continue
             if len(names) > 1 and not self._together(names, sums, maps):
                 return None
-            var = names[0]
-            for v in names[1:]:
-                before = set(d.kernel.loops)
-                if not d.do(Collapse(var, v)):
-                    return None
-                (var,) = set(d.kernel.loops) - before
+            if (var := self._collapsed(names)) is None:
+                return None
             o, i = d.split(var, size)
             blocks.append(i)
             made += [o] if o else []
         steps.update(dict.fromkeys(blocks, 1))
         return self._ordered([*over, *made], [*blocks, *inner])
+
+    def _collapsed(self, names: Sequence[str]) -> str | None:
+        """Loops that lie directly one in the other as one; its name, None where it is illegal."""
+        var, *rest = names
+        for v in rest:
+            before = set(self.d.kernel.loops)
+            if not self.d.do(Collapse(var, v)):
+                return None
+            (var,) = set(self.d.kernel.loops) - before
+        return var
 
     def _together(
         self, names: list[str], sums: Sequence[Update], maps: Mapping[str, Mapping[int, str]]
@@ -367,6 +379,7 @@ class _Root:
                 if s.buffer == name:
                     mine = [i.name for n in dims if isinstance(i := s.index[n], Index)]
                     loops = [x.var for x in path if isinstance(x, Loop)]
+                    self.flat.append(mine)
                     wanted = [*mine, *(v for v in loops if v not in mine)]
                     if wanted != loops and not d.do(Reorder(tuple(wanted))):
                         return False

@@ -81,8 +81,7 @@ with torch.no_grad():
         assert (first - model(x)).abs().max() < 1e-6  # results are the caller's own
     model.head.weight.mul_(0.5)
     assert (fast(x) - model(x)).abs().max() < 1e-6
-refused = "a tile is reached along its axes only"  # of drafts that have no words for a device
-assert all(said.startswith(refused) for said in fast.report.failures), fast.report.failures
+assert not fast.report.failures, fast.report.failures
 print("right")
 """
 
