@@ -80,9 +80,7 @@ def groups(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
     peak, band = roofline(args.cuda)
     rows.data["measured"] = {"flops": peak, "bytes": band}
     args.batches = "1"
-    for name, batch, kind, key in cases(args):
-        if key in rows:
-            continue
+    for name, batch, kind, key in cases(args, rows):
         rows.begin(key)
         with torch.no_grad():
             case = prepared(name, batch, kind, args)

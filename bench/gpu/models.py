@@ -62,12 +62,13 @@ class Case:
         return relative_error([x.cpu() for x in flat(found)], self.want)
 
 
-def cases(args: argparse.Namespace) -> Iterator[tuple[str, int, str, str]]:
-    """(name, batch, element type, key) of what is asked for."""
+def cases(args: argparse.Namespace, rows: Rows) -> Iterator[tuple[str, int, str, str]]:
+    """(name, batch, element type, key) of what is asked for and not measured yet."""
     for name in args.models.split(",") if args.models else names():
         for batch in map(int, args.batches.split(",")):
             for kind in args.kinds.split(","):
-                yield name, batch, kind, f"{name}/{batch}/{kind}"
+                if (key := f"{name}/{batch}/{kind}") not in rows:
+                    yield name, batch, kind, key
 
 
 def prepared(name: str, batch: int, kind: str, args: argparse.Namespace) -> Case:
@@ -183,9 +184,7 @@ def ready(case: Case, systems: dict[str, Callable[[], tuple[Call, Record]]]) -> 
 # -- parts -----------------------------------------------------------------------------------------
 def against(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
     """Every model, batch and element type against eager and torch.compile's modes."""
-    for name, batch, kind, key in cases(args):
-        if key in rows:
-            continue
+    for name, batch, kind, key in cases(args, rows):
         tries = rows.begin(key)
         torch._dynamo.reset()
         with torch.no_grad():
@@ -217,9 +216,7 @@ def against(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
 def ablation(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
     """The same search with and without rewrites, in turns."""
     args.models, args.batches = args.models or ",".join(TASO), "1"
-    for name, batch, kind, key in cases(args):
-        if key in rows:
-            continue
+    for name, batch, kind, key in cases(args, rows):
         rows.begin(key)
         with torch.no_grad():
             case = prepared(name, batch, kind, args)
@@ -237,8 +234,8 @@ def ablation(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
 
 def rewrites(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
     """What rules lead to, filed in the store for machines without solvers. Needs no device."""
-    for name, batch, kind, key in cases(args):
-        if key in rows or kind == "tf32":  # the same graph as float32
+    for name, batch, kind, key in cases(args, rows):
+        if kind == "tf32":  # the same graph as float32
             continue
         rows.begin(key)
         dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from whet.cli.console import Console, OutputError, check_writable, write
-from whet.cli.options import add_model, add_search, short
+from whet.cli.options import add_model, add_out, add_search, short
 from whet.errors import UnsupportedError
 from whet.report import page, table, text
 from whet.run.record import Opaque, Report
@@ -32,9 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The model, how to search, where the program goes."""
     add_model(parser)
     add_search(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where the program goes (default: out/NAME)"
-    )
+    add_out(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="only list what is covered and what stays opaque"
     )

@@ -69,12 +69,31 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> Non
     )  # fmt: skip
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """How many threads."""
+    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
+
+
+def add_small(parser: argparse.ArgumentParser) -> None:
+    """The zoo's models at a small scale."""
+    parser.add_argument(
+        "--small", action="store_true", help="a small model of the same architecture (zoo only)"
+    )
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Where a program is saved."""
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where the program goes (default: out/NAME)"
+    )
+
+
 def add_search(parser: argparse.ArgumentParser) -> None:
     """How long and with what to search."""
     parser.add_argument(
         "--budget", type=seconds, default=60.0, metavar="TIME", help="time to spend (default: 60s)"
     )
-    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
+    add_threads(parser)
     parser.add_argument(
         "--strict", action="store_true", help="refuse library calls that have no record"
     )

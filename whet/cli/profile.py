@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from whet.cli.console import Console
 from whet.cli.optimize import loaded, searched
-from whet.cli.options import add_model, add_search, seconds
+from whet.cli.options import add_model, add_search, add_small, seconds
 from whet.report import table
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The model, how to search, how much to show."""
     add_model(parser)
     add_search(parser)
-    parser.add_argument(
-        "--small", action="store_true", help="a small model of the same architecture (zoo only)"
-    )
+    add_small(parser)
     parser.add_argument(
         "--top", type=int, default=TOP, metavar="N", help="calls to show (default: 20; 0: all)"
     )

@@ -12,14 +12,14 @@ from pathlib import Path
 from whet.cli import ranks
 from whet.cli.console import Console
 from whet.cli.explain import read
-from whet.cli.options import seconds, threads
+from whet.cli.options import add_threads, seconds
 from whet.report import table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The program, and how to run it."""
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a saved program, or a plan")
-    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
+    add_threads(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs")
     parser.add_argument(
         "--budget", type=seconds, default=2.0, metavar="TIME", help="time to spend timing it"

@@ -1,8 +1,8 @@
 """`whet tune MODEL`: optimize, then search schedules where the model spends its time.
 
     -O0           generated kernels as they are worked out, nothing measured of them beyond the walk
-    -O1           a walk of 15 s: the best of a few drafts for the groups of operators that take
-                  most, the first draft for the others
+    -O1           a walk with 15 s as its budget: the best of a few drafts for the groups of
+                  operators that take most, the first draft for the others
     -O2           and half a minute of search, where most is to be gained (the default)
     -O3           and up to twenty minutes, as long as a batch saves more than it costs
     --budget T    so much time for the search instead
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from whet.cli.console import Console
 from whet.cli.optimize import INTERRUPTED, check_place, kept, loaded
-from whet.cli.options import add_model, seconds, short, threads
+from whet.cli.options import add_model, add_out, add_small, add_threads, seconds, short
 from whet.errors import InputError, WhetError
 from whet.report import text
 
@@ -40,13 +40,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="how hard to search (default: 2)",
     )  # fmt: skip
     parser.add_argument("--budget", type=seconds, metavar="TIME", help="for the search instead")
-    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
-    parser.add_argument(
-        "--small", action="store_true", help="a small model of the same architecture (zoo only)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where the program goes (default: out/NAME)"
-    )
+    add_threads(parser)
+    add_small(parser)
+    add_out(parser)
     parser.add_argument(
         "--retrain", action="store_true", help="train the cost model that ships with whet anew"
     )

@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,6 @@ class Tuned:
         store: where measured decisions are kept.
         cuda: where to measure; None predicts only.
         precision: of float32 products: "ieee" or "tf32".
-        given: schedules by cluster digest that were made elsewhere, tried first.
         until: a moment of `time.monotonic` after which nothing more is measured.
     """
 
@@ -81,7 +80,6 @@ class Tuned:
     store: Store
     cuda: Cuda | None = None
     precision: str = "ieee"
-    given: Mapping[str, str] = field(default_factory=dict)
     until: float = math.inf
     failures: Counter[str] = field(default_factory=Counter)
     decided: dict[str, Decision] = field(default_factory=dict)
@@ -166,8 +164,6 @@ class Tuned:
         library = _library(closed, cuda.device)
         want = self._tried(LIBRARY, lambda: library(values), made, cuda)
         texts = [show(c.draft.schedule) for c in found]
-        if closed.digest in self.given:
-            texts.insert(0, self.given[closed.digest])
         for text in dict.fromkeys(t for t in texts if t != LIBRARY):
             try:
                 call = Generated(self.made(closed, text), cuda.device)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from whet.errors import WhetError
 from whet.ir.graph import Graph
-from whet.ir.text import parse_graph, print_graph
+from whet.ir.text import print_graph
 from whet.machine.gpu import Gpu
 from whet.run.device import LIBRARY, Decision, Tuned, lowered_for
 from whet.store import Store
@@ -71,21 +70,3 @@ def write(path: Path, source: Graph, found: Predicted, gpu: Gpu, rewrites: Seque
         "schedules": dict(found.schedules), "seconds": found.seconds, "library": found.library,
     }  # fmt: skip
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")
-
-
-def read_plan(path: Path, source: Graph) -> tuple[Graph, dict[str, str]]:
-    """The rewritten graph and the schedules of a plan file.
-
-    Raises:
-        WhetError: no such file, or it was made for another graph.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise WhetError("a plan cannot be read", got=fault, where=path) from None
-    if data.get("version") != VERSION or data.get("source") != source.digest:
-        raise WhetError(
-            "a plan for another model", expected=source.digest, got=data.get("source"), where=path,
-            hint="make it again: whet optimize MODEL --target NAME",
-        )  # fmt: skip
-    return parse_graph(data["graph"], source.constants), dict(data["schedules"])

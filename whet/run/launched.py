@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,13 +50,11 @@ class Launched:
     Attributes:
         cuda: the device.
         store: where decisions on groups are kept.
-        given: schedules by cluster digest that were made elsewhere.
         failures: reason to count, of what did not run.
     """
 
     cuda: Cuda
     store: Store
-    given: Mapping[str, str] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
 
     def plain(self, graph: Graph) -> Lowered:
@@ -106,7 +104,7 @@ class Launched:
         self, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor], seconds: float
     ) -> Iterator[Made]:
         tuned = Tuned(
-            self.cuda.gpu, self.store, self.cuda, self.cuda.precision, self.given,
+            self.cuda.gpu, self.store, self.cuda, self.cuda.precision,
             until=time.monotonic() + seconds,
         )  # fmt: skip
         groups = seed(graph, body_nodes(graph))

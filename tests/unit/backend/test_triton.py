@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import needs_triton
 from tests.unit.backend.tiles import F16, F32, KINDS, graph, modules
 from whet.backend.triton_text import module
 from whet.errors import UnsupportedError
@@ -27,10 +27,6 @@ from whet.machine.gpu import preset
 ROOT = Path(__file__).parents[3]
 QUICK = [name for name, kind in KINDS.items() if kind.quick]
 TOLERANCE = {"f32": 2e-6, "f16": 1e-3}
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
-)
 
 
 def interpreted(names: list[str]) -> dict[str, dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,12 +16,10 @@ import bench.gpu
 from bench.gpu.kernels import PRODUCTS
 from bench.gpu.models import cases
 from bench.gpu.rows import Rows
+from tests.needs import needs_triton
 from whet.run.cuda import Pretended
 
 ROOT = Path(__file__).parents[3]
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
-)
 
 
 def pretended(folder: Path, part: str, *more: str) -> dict[str, Any]:
@@ -96,7 +93,6 @@ def test_a_run_whose_time_is_up_is_begun_again(
 
 def test_what_is_asked_for() -> None:
     args = bench.gpu.parsed(["--models", "lstm,dlrm", "--batches", "1,32", "--kinds", "tf32"])
-    assert [key for *_, key in cases(args)] == [
-        "lstm/1/tf32", "lstm/32/tf32", "dlrm/1/tf32", "dlrm/32/tf32",
-    ]  # fmt: skip
+    rows = Rows(Path("none.json"), {"records": [{"model": "dlrm/1/tf32"}]})
+    assert [k for *_, k in cases(args, rows)] == ["lstm/1/tf32", "lstm/32/tf32", "dlrm/32/tf32"]
     assert len(set(PRODUCTS)) == 40

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
+from tests.needs import needs_triton
 from tests.unit.backend.tiles import F16, graph, value
 from whet.backend.lowered import body_nodes
 from whet.fuse.seed import seed
 from whet.ir.graph import Graph, apply
+from whet.ir.text import parse_graph
 from whet.kernel.limits import demands
 from whet.kernel.lower import lower
 from whet.kernel.price import candidates, seconds
 from whet.machine.gpu import PRESETS, preset
 from whet.run.cuda import needs
 from whet.run.device import LIBRARY, Tuned
-from whet.run.elsewhere import predict, read_plan, write
+from whet.run.elsewhere import predict, write
 from whet.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +58,7 @@ print("right")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 def test_program_in_the_interpreter() -> None:
     env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
     done = subprocess.run(
@@ -102,9 +103,11 @@ def test_plans_come_from_elsewhere(tmp_path: Path) -> None:
     assert found.seconds <= found.library
     assert all(d.source == "predicted" for _, _, d in found.rows)
     write(tmp_path / "plan.json", g, found, gpu, [])
-    again, schedules = read_plan(tmp_path / "plan.json", g)
-    assert again.digest == g.digest
-    assert schedules == found.schedules
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert kept["predicted"] is True
+    assert (kept["source"], kept["target"]) == (g.digest, gpu.name)
+    assert parse_graph(kept["graph"], g.constants).digest == g.digest
+    assert kept["schedules"] == dict(found.schedules)
 
 
 def test_decisions_are_for_groups() -> None:

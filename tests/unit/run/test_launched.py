@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 import whet
+from tests.needs import needs_triton
 from whet.backend.lowered import lower
 from whet.capture.torch import capture
 from whet.errors import InputError, StoreError, WhetError
@@ -86,7 +86,7 @@ print("right")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 @pytest.mark.parametrize("name", ["tiles", pytest.param("channels", marks=pytest.mark.full)])
 def test_the_walk_on_a_device(name: str) -> None:
     env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))

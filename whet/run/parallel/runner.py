@@ -178,10 +178,7 @@ class Runner:
         self._run(s, piece, "forward", micro, env, keep)
         for w in weights:
             w.drop()
-        shared = self._shared[s, micro]
-        for key in piece.sent:
-            if key in env:
-                shared[key] = env[key]
+        self._send(s, piece, micro, env)
         if stage.loss is not None and stage.loss in env:
             self._lose(stage.loss, env[stage.loss])
         for _, n, _ in stage.updates:
@@ -189,6 +186,10 @@ class Runner:
                 self._updates[s][n] = env[n]
         if not stage.part.recompute:
             self._local[s, piece.place, micro] = {k: v for k, v in env.items() if k in piece.kept}
+
+    def _send(self, s: int, piece: Piece, micro: int, env: Env) -> None:
+        """What other pieces of the stage read."""
+        self._shared[s, micro].update((key, env[key]) for key in piece.sent if key in env)
 
     def _lose(self, key: Key, parts: Parts) -> None:
         adds = any(a == MICRO for a, _ in key.at.partial)
@@ -209,10 +210,7 @@ class Runner:
         self._run(s, piece, "backward", micro, env, grads | set(piece.sent))
         for w in weights:
             w.drop()
-        shared = self._shared[s, micro]
-        for key in piece.sent:
-            if key in env:
-                shared[key] = env[key]
+        self._send(s, piece, micro, env)
         for w in weights:
             w.add(lambda k: self._value(s, k, micro, env), TIME, last=last)
 
