@@ -29,6 +29,10 @@ from whet.run.measure import Timing, faster, interleaved
 
 Record = dict[str, Any]
 
+WARM_S = (
+    10e-3  # of untimed calls before each sample: each system as it is when it is called steadily
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -132,7 +136,9 @@ def timed(calls: dict[str, Call], records: dict[str, Record], job: Job) -> dict[
 
         try:
             wrapped = {name: named(name, call) for name, call in calls.items()}
-            return interleaved(wrapped, budget_s=job.budget_s, min_rounds=job.min_rounds)
+            return interleaved(
+                wrapped, budget_s=job.budget_s, min_rounds=job.min_rounds, warm_s=WARM_S
+            )
         except Exception as reason:  # whatever a system raises is its result
             records[current]["failed"] = one_line(reason)
             del calls[current]

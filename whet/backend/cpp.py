@@ -27,6 +27,7 @@ from whet.backend.cpp_unroll import expanded
 from whet.backend.cpp_vector import Vectors
 from whet.errors import UnsupportedError
 from whet.kernel.affine import Domain
+from whet.kernel.ahead import FINE, LINE, Asked, asked
 from whet.kernel.loops import (
     Buffer,
     Extent,
@@ -127,6 +128,7 @@ class _Function:
             for loop, bs in registers.private.items()
         }
         self.vectors = Vectors(lanes, registers.private, declared)
+        self.asked = {one.loop: one for one in asked(kernel, target.l2)}
         self.homes: dict[str, list[Buffer]] = {}
         for b in kernel.scratch:
             home = scope(kernel, b.name)
@@ -259,9 +261,19 @@ class _Function:
         yield self.header(s, domain, indent)
         yield from self.declared(s.var, indent + "  ")
         inner: dict[str, Extent] = {**domain, s.var: s.extent}
+        if s.var in self.asked:
+            yield from self.asking(self.asked[s.var], inner, indent + "  ")
         for x in s.body:
             yield from self.statement(x, inner, indent + "  ")
         yield f"{indent}}}"
+
+    def asking(self, one: Asked, domain: Domain, indent: str) -> Iterator[str]:
+        """Requests for lines of an input's next block; past the end of it they do nothing."""
+        start = self.scalars.whole(one.start, domain)
+        way = f"({self.scalars.whole(one.step, domain)}) * {one.pace} / {FINE}"
+        for n in range(one.lines):
+            at = f"(const char *)({spelled(one.buffer)} + {start}) + {way} + {n * LINE}"
+            yield f"{indent}__builtin_prefetch({at}, 0, 3);"
 
     def header(self, s: Loop, domain: Domain, indent: str) -> str:
         var, size = spelled(s.var), self.scalars.whole(bound(s.extent), domain)

@@ -67,6 +67,7 @@ class Buffer:
         dtype: of an element.
         role: see the module's docstring.
         layout: where elements lie; dense and row-major unless given.
+        ahead: is it asked for before it is read, where loops allow that? (`whet.kernel.ahead`)
     """
 
     name: str
@@ -74,6 +75,7 @@ class Buffer:
     dtype: DType
     role: str
     layout: Layout = None  # type: ignore[assignment]
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         if self.layout is None:

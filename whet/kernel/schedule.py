@@ -7,6 +7,7 @@ The moves, each a class with its check beside it, a kernel before and a kernel a
 
     order     split reorder tile collapse join peel
     mark      parallelize vectorize unroll keep layout
+    ahead     ahead
     inline    inline
     hoist     invert
     place     recompute compute_at
@@ -28,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whet.kernel import (
+    ahead,
     block,
     flatten,
     fold,
@@ -51,6 +53,7 @@ __all__ = ["Illegal", "Move", "Schedule", "apply", "attempt", "read", "show"]
 _ROOMS = (
     order,
     mark,
+    ahead,
     block,
     flatten,
     shadow,

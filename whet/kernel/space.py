@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from whet.kernel.ahead import Ahead, asked
 from whet.kernel.blocks import blocks
 from whet.kernel.chain import chain
 from whet.kernel.core import core
@@ -57,12 +58,21 @@ def drafts(
                 break
             d = tile(base, c, t, fixed, target)
             if d is not None:
-                found.append(_drafted(str(t), d))
+                found.append(_drafted(str(t), _ahead(d, fixed, target)))
     if not found and (rows := blocks(kernel, target)) is not None:
         found.append(_drafted("blocks", rows))
     if not found or (len(found) != most and (c is None or not c.row)):
         found.append(_drafted("chain", chain(kernel, target.threads, target.l1)))
     return found
+
+
+def _ahead(d: Draft, fixed: frozenset[str], target: Target) -> Draft:
+    """Asks ahead for what lies as the kernel wants it, where that is worth it."""
+    for name in sorted(fixed):
+        one = d.copy()
+        if one.do(Ahead(name)) and any(True for _ in asked(one.kernel, target.l2)):
+            d = one
+    return d
 
 
 def _drafted(name: str, d: Draft) -> Drafted:

@@ -3,6 +3,7 @@
 kernel  := buffer* stmt*                          Python's syntax, read by `ast`, never executed
 buffer  := NAME: role[DTYPE, SIZE, …]             role: input output memory stack register
          | NAME: role[DTYPE, SIZE, …] @ "LAYOUT"  where it is not dense and row-major
+         | … @ ahead                              where it is asked for before it is read
 stmt    := for VAR in kind(EXTENT):  stmt+        kind: range parallel vector unroll block
          | if TEST:  stmt+
          | T[e, …] = e
@@ -45,7 +46,8 @@ def show(k: Kernel) -> str:
 def _buffer(b: Buffer) -> str:
     inner = ", ".join([b.dtype.name, *map(str, b.sizes)])
     text = f"{b.name}: {_ROLE[b.role]}[{inner}]"
-    return text if b.layout == lay.dense(b.sizes) else f'{text} @ "{b.layout}"'
+    text += "" if b.layout == lay.dense(b.sizes) else f' @ "{b.layout}"'
+    return f"{text} @ ahead" if b.ahead else text
 
 
 def lines(body: Iterable[Stmt], indent: str = "") -> Iterator[str]:
@@ -95,6 +97,10 @@ def _read_buffer(node: ast.AnnAssign) -> Buffer:
     match node:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=kind):
             layout: str | None = None
+            ahead = False
+            match kind:
+                case ast.BinOp(left=left, right=ast.Name("ahead")):
+                    kind, ahead = left, True
             match kind:
                 case ast.BinOp(left=left, right=ast.Constant(value=str(layout))):
                     kind = left
@@ -106,7 +112,7 @@ def _read_buffer(node: ast.AnnAssign) -> Buffer:
                 if role is not None:
                     dtype = DType[ast.unparse(inner[0])]
                     laid = lay.parse(layout) if layout else lay.dense(sizes)
-                    return Buffer(name, sizes, dtype, role, laid)
+                    return Buffer(name, sizes, dtype, role, laid, ahead)
     raise _fault(node, "NAME: role[DTYPE, SIZE, …]")
 
 

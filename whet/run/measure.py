@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import random
 import statistics
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +88,7 @@ def interleaved(
     max_rounds: int = 200,
     warmup: int = 2,
     settle: Callable[[], object] | None = None,
+    warm_s: float = 0.0,
     collect: bool = True,
     clock: Clock = time.perf_counter,
     seed: int = 0,
@@ -99,6 +102,8 @@ def interleaved(
         min_rounds, max_rounds: bounds on the number of rounds.
         warmup: untimed calls of each before the first round, at least one.
         settle: called before each sample; `quiet` where it is not given.
+        warm_s: seconds of untimed calls before each sample, for times as in a service that calls
+            again and again; what ran between has taken the caches.
         collect: collect garbage first, which takes as long as there is much of it.
         clock: seconds since any moment.
         seed: of the order within the rounds.
@@ -120,7 +125,7 @@ def interleaved(
             for name in order:
                 settle()
                 call = callables[name]
-                if estimates[name] < SHORT_S:
+                for _ in range(_untimed(estimates[name], warm_s)):
                     call()
                 samples[name].append(_sample(call, calls[name], clock))
             longest = max(longest, clock() - began)
@@ -209,19 +214,46 @@ def finalists(timings: Mapping[str, Timing], original: str) -> list[str]:
     return [n for n, t in timings.items() if n in (original, best) or t.best_s <= limit]
 
 
-def quiet(*, limit_s: float = 0.05, step_s: float = 1e-3) -> float:
+def quiet(*, limit_s: float = 0.25, step_s: float = 1e-3) -> float:
     """Waits until the other threads of this process sleep, at most `limit_s`; the seconds it took.
 
-    Thread pools spin for a while after their work before they sleep. This thread sleeps here from
-    the start, so whatever processor time passes is theirs.
+    Thread pools spin after their work before they sleep: ONNX Runtime's for 50 ms and more, which
+    would take half of whoever comes next. Processor time cannot tell, for the system counts that of
+    a thread that runs on only at its ticks; what state a thread is in, it tells at once.
     """
     began = time.perf_counter()
     while True:
-        wall, busy = time.perf_counter(), time.process_time()
         time.sleep(step_s)
-        now = time.perf_counter()
-        if time.process_time() - busy < 0.2 * (now - wall) or now - began >= limit_s:
-            return now - began
+        waited = time.perf_counter() - began
+        if waited >= limit_s or not _others_run():
+            return waited
+
+
+def _others_run() -> bool:
+    """Whether a thread of this process other than this one runs or waits for a processor.
+
+    Not known where the system has no `/proc`: then nothing is waited for.
+    """
+    mine = str(threading.get_native_id())
+    try:
+        others = [name for name in os.listdir("/proc/self/task") if name != mine]
+    except OSError:
+        return False
+    return any(_state(name) == "R" for name in others)
+
+
+def _state(thread: str) -> str:
+    """One letter: R runs, S sleeps (proc(5), `stat`); S of a thread that has ended meanwhile."""
+    try:
+        with open(f"/proc/self/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(") ")[2][:1]
+    except OSError:
+        return "S"
+
+
+def _untimed(seconds: float, warm_s: float) -> int:
+    """How many calls of so many seconds come before a sample."""
+    return max(int(seconds < SHORT_S), math.ceil(warm_s / max(seconds, SAMPLE_S / 4)))
 
 
 def _warm(call: Callable[[], object], times: int, clock: Clock) -> float:

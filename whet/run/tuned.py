@@ -46,7 +46,7 @@ from whet.run.workshop import Asked, Drawn, Workshop
 from whet.search import Budget
 from whet.store import Store
 
-KIND = "schedule-7"
+KIND = "schedule-8"
 TOGETHER = 6  # groups whose drafts are compiled before they are timed
 LIBRARY = "library"
 FIRST = "no time to try several drafts: the first, or the library"

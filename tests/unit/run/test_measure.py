@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
+import threading
+import time
 from collections import Counter
 
 import pytest
@@ -215,3 +218,39 @@ def test_what_is_preferred_stays_unless_another_is_surely_faster():
 
 def test_quiet_waits_no_longer_than_its_limit():
     assert quiet(limit_s=0.0) > 0
+
+
+def test_quiet_waits_for_a_thread_that_computes():
+    """Its time is counted at the system's ticks only; that it runs can be seen at once."""
+    ended = []
+    ready = threading.Event()
+
+    def computes():
+        ready.set()
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 300_000)  # without the interpreter's lock
+        ended.append(time.perf_counter())
+
+    thread = threading.Thread(target=computes)
+    thread.start()
+    ready.wait()
+    quiet(limit_s=60)
+    now = time.perf_counter()
+    thread.join()
+    assert now >= ended[0]
+
+
+def test_untimed_calls_come_before_each_sample():
+    calls = []
+    now = 0.0
+
+    def call():
+        nonlocal now
+        calls.append(now)
+        now += 0.02
+
+    timings = interleaved(
+        {"a": call}, min_rounds=3, budget_s=0.0, warmup=1, settle=lambda: None, warm_s=0.05,
+        clock=lambda: now,
+    )  # fmt: skip
+    assert timings["a"].rounds == 3
+    assert len(calls) == 1 + 3 * (3 + 1)
