@@ -192,7 +192,8 @@ def joint(
     module, given, context = without_storage(module, (*inputs, *targets))
     table = torch.export.default_decompositions()
     kept_out = {op: how for op, how in table.items() if not kept(str(op))}
-    with quiet(), whole_attention(), context:
+    # Without oneDNN: torch does not trace the gradients of its recurrent layers.
+    with quiet(), whole_attention(), context, torch.backends.mkldnn.flags(enabled=False):
         try:
             traced, signature = aot_export_module(
                 _Loss(module, loss, len(inputs)), given, trace_joint=True,
@@ -352,6 +353,16 @@ def untraceable(fault: Exception) -> CaptureError:
             hint="compute both sides and choose with torch.where, or keep that part out of the"
             " model that is captured",
         )
+    if "marked as the loss" in text:
+        shaped = re.search(r"torch\.Size\((.*)\)", text)
+        return CaptureError(
+            "a training step has a loss that gradients flow from",
+            expected="one number that depends on a trained parameter",
+            got=f"shape {shaped[1]}" if shaped else "it depends on no parameter with requires_grad",
+            where=fault_line(fault),
+            hint="let the loss be a mean or a sum" if shaped
+            else "check requires_grad, torch.no_grad and detach; --inference for a forward pass",
+        )  # fmt: skip
     if unknown := re.search(r"Found <class '([^']+)'> in output, which is not a known type", text):
         return CaptureError(
             f"the model returns a {unknown[1]}, which is no tensor, tuple, list or dict",

@@ -9,8 +9,9 @@ backward pass saves is read off the forward nodes instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -33,6 +34,7 @@ class Joint:
         parameters: the module's own tensors by name, looked up anew at every access.
         coverage: how often each library call occurred.
         foreign: the calls among them that the table has no record for.
+        drawn: inputs of flags, behind the others (dropout), and how probably each flag is set.
     """
 
     graph: Graph
@@ -40,12 +42,26 @@ class Joint:
     parameters: Mapping[str, Tensor]
     coverage: Mapping[str, int]
     foreign: tuple[Foreign, ...]
+    drawn: Mapping[str, float] = field(default_factory=dict)
 
-    def feeds(self, inputs: tuple[object, ...]) -> dict[str, Tensor]:
-        """A tensor for every input and parameter leaf, by name."""
+    def feeds(self, inputs: tuple[object, ...], seed: int = 0) -> dict[str, Tensor]:
+        """A tensor for every input and parameter leaf, by name.
+
+        Args:
+            seed: of what is drawn.
+        """
+        return dict(self.parameters) | self.given(inputs, seed)
+
+    def given(self, inputs: tuple[object, ...], seed: int = 0) -> dict[str, Tensor]:
+        """A tensor for every input, by name; see `feeds`."""
         tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+        generator = torch.Generator().manual_seed(seed)
+        for n in self.graph.inputs:
+            if n.name in self.drawn:
+                shape = tuple(int(str(size)) for size in n.shape)
+                tensors.append(torch.rand(shape, generator=generator) < self.drawn[n.name])
         names = [n.name for n in self.graph.inputs]
-        return dict(self.parameters) | dict(zip(names, tensors, strict=True))
+        return dict(zip(names, tensors, strict=True))
 
 
 def capture_joint(
@@ -63,10 +79,11 @@ def capture_joint(
         targets: what else the loss takes, such as labels; inputs of the graph like the others.
 
     Raises:
-        CaptureError: it does not trace, its shapes depend on data, or the loss is no number.
+        CaptureError: it does not trace, its shapes depend on data, the loss is no number, or
+            depends on nothing that is trained.
     """
     step = exported.joint(module, inputs, loss, kept, targets)
-    translation = Translation()
+    translation = Translation(drawn=True)
     leaves: dict[str, Node] = {}
     values: list[object] = []
     given: list[Node] = []
@@ -87,8 +104,9 @@ def capture_joint(
     pairs = zip(step.results, results, strict=True)
     found = {name: value for name, value in pairs if isinstance(value, Node)}
     order = sorted(step.gradients, key=lambda r: list(step.owned.values()).index(step.gradients[r]))
+    drawn = translation.drawn or {}
     graph = Graph(
-        tuple(given),
+        (*given, *drawn),
         (found[step.loss], *(found[r] for r in order)),
         tuple((leaves[name], found[r]) for r, name in step.updates.items()),
         dict(translation.constants),
@@ -100,4 +118,5 @@ def capture_joint(
         Live(module, list(step.owned.values())),
         dict(translation.coverage),
         tuple(translation.foreign),
+        {n.name: probability for n, probability in drawn.items()},
     )

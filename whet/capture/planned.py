@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from whet.backend.library import run_opaque
 from whet.capture.training import Training, training
 from whet.errors import WhetError
 from whet.ir.graph import Node
+from whet.ir.interp import NATIVE, evaluate_nodes
 from whet.machine import topology
 from whet.parallel import executable, planfile
 from whet.parallel.choice import Choice
@@ -32,7 +34,7 @@ from whet.run.parallel.session import Options, Run, Session, train
 from whet.run.parallel.torchdist import connect
 from whet.run.parallel.watch import Watch
 
-LARGEST = 1 << 22  # elements of parameters of a model that is proven as it is
+LARGEST = 1 << 25  # elements of parameters of a model that is proven as it is
 RANKS = 8  # likewise
 
 
@@ -84,7 +86,8 @@ def planned(text: str, model: str | None = None, machine: str | None = None) -> 
             hint="give --model and --machine",
         )  # fmt: skip
     dtype = str(source.get("dtype", "float32"))
-    step = training(name, int(data["model"]["batch"]), dtype)
+    inference = source.get("pass") == "forward"
+    step = training(name, int(data["model"]["batch"]), dtype, inference=inference)
     place = topology(cluster)
     strategy = planfile.read(text, step.model, place.fingerprint())
     library = Library.of(step.model, place, optimizer(dtype))
@@ -137,17 +140,17 @@ def refuse(
     most = max(most, plan.strategy.microbatches)
     reduced = size > LARGEST or plan.program.ranks > RANKS
     if reduced:
-        if not (name.startswith("models:") or ":" not in name):
+        ours = name.startswith(("models:", "zoo:")) or ":" not in name
+        if ours:
+            name = name.removesuffix(":small") + ":small"
+        elif size > LARGEST:
             raise Unproven(
-                "the model is too large to be proven as it is",
-                expected=f"{LARGEST} elements and {RANKS} ranks",
-                got=f"{size} and {plan.program.ranks}",
-                hint="find the plan for a smaller build of the model, and prove that",
-            )
-        name = name.removesuffix(":small") + ":small"
+                "the model is too large to be proven as it is", expected=f"{LARGEST} elements",
+                got=size, hint="find the plan for a smaller build of the model, and prove that",
+            )  # fmt: skip
         most = 2
         count = 2 * most * most
-    step = training(name, count, "float64")
+    step = training(name, count, "float64", inference=not plan.training.model.training)
     small = twin(plan, step, most=most)
     wide = dict(step.wholes())
     proof = prove(
@@ -224,11 +227,16 @@ def batch(step: Training, number: int) -> dict[str, Tensor]:
     def turned(t: Tensor) -> Tensor:
         return torch.roll(t, number, 0) if t.dim() and t.shape[0] == count else t
 
-    return step.feeds(tuple(map(turned, step.inputs)), tuple(map(turned, step.targets)))
+    return step.feeds(tuple(map(turned, step.inputs)), tuple(map(turned, step.targets)), number)
 
 
 def single(step: Training, options: Options) -> tuple[list[float], dict[str, Tensor]]:
-    """The same steps in one process, by autograd and a stock optimizer; the module is trained."""
+    """The same steps in one process, by autograd and a stock optimizer; the module is trained.
+
+    Where the step draws flags, the graph is computed instead, with the flags that ranks are given.
+    """
+    if step.joint.drawn:
+        return _by_graph(step, options)
     module = step.module
     made = options.make()([p for p in module.parameters() if p.requires_grad])
     losses, count = [], len(step.inputs)
@@ -240,6 +248,22 @@ def single(step: Training, options: Options) -> tuple[list[float], dict[str, Ten
         made.step()
         losses.append(float(loss.detach()))
     return losses, {k: t.detach() for k, t in step.wholes().items()}
+
+
+def _by_graph(step: Training, options: Options) -> tuple[list[float], dict[str, Tensor]]:
+    graph, trained = step.joint.graph, step.joint.gradients
+    wholes = {k: t.detach().clone() for k, t in step.wholes().items()}
+    wholes |= {k: nn.Parameter(wholes[k], requires_grad=False) for k in trained}
+    made = options.make()([wholes[k] for k in trained])  # type: ignore[misc]
+    wanted, losses = list(dict.fromkeys(graph.results)), []
+    for k in range(options.steps):
+        found = evaluate_nodes(graph, {**wholes, **batch(step, k)}, NATIVE, run_opaque, wanted)
+        for name, g in zip(trained, graph.outputs[1:], strict=True):
+            wholes[name].grad = found[g]
+        made.step()
+        wholes |= {leaf.name: found[n] for leaf, n in graph.updates}
+        losses.append(float(found[graph.outputs[0]]))
+    return losses, wholes
 
 
 def compared(

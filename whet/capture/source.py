@@ -131,6 +131,19 @@ def _saved(text: str) -> Source:
 
 
 def _function(text: str, package: str, name: str) -> Source:
+    return of_result(text, result_of(text, lambda make: make()))
+
+
+def result_of(text: str, call: Callable[[Callable[..., object]], object]) -> object:
+    """What a `package.module:function` gives, or the module that stands in the function's place.
+
+    Args:
+        call: is given the function.
+
+    Raises:
+        CaptureError: there is no such function, or it fails; its line is shown.
+    """
+    package, _, name = text.partition(":")
     found: object = _imported(text, package)
     for part in name.split("."):
         if not hasattr(found, part):
@@ -142,12 +155,11 @@ def _function(text: str, package: str, name: str) -> Source:
             )  # fmt: skip
         found = getattr(found, part)
     if isinstance(found, nn.Module):
-        return _of_result(text, found)
+        return found
     if not callable(found):
         raise CaptureError(f"{text} is no function", got=type(found).__name__, expected=FORMS)
-    make = cast(Callable[[], object], found)
     try:
-        result = make()
+        return call(cast(Callable[..., object], found))
     except WhetError:
         raise
     except Exception as fault:
@@ -156,7 +168,6 @@ def _function(text: str, package: str, name: str) -> Source:
             got=exported.first_line(fault),
             where=exported.fault_line(fault),
         ) from fault
-    return _of_result(text, result)
 
 
 def _imported(text: str, package: str) -> object:
@@ -182,7 +193,7 @@ def _imported(text: str, package: str) -> object:
         sys.path.remove(str(Path.cwd()))
 
 
-def _of_result(text: str, result: object) -> Source:
+def of_result(text: str, result: object) -> Source:
     """The source out of what a function returned."""
     match result:
         case nn.Module() as module:
@@ -192,7 +203,7 @@ def _of_result(text: str, result: object) -> Source:
                     f"{text} gives a module without inputs",
                     expected="(module, inputs), or a module with an attribute example_inputs",
                 )
-            return _of_result(text, (module, inputs() if callable(inputs) else inputs))
+            return of_result(text, (module, inputs() if callable(inputs) else inputs))
         case (nn.Module() as module, Tensor() as alone):
             return Source(text, module, (alone,))
         case (nn.Module() as module, Mapping() as kwargs):

@@ -49,9 +49,14 @@ UNREAD = {
 
 
 class Translation:
-    """What a walk has found so far: constants, lines, counts, foreign calls."""
+    """What a walk has found so far: constants, lines, counts, foreign calls.
 
-    def __init__(self) -> None:
+    Args:
+        drawn: flags that calls draw become inputs of the graph: equal ones for whoever computes it.
+    """
+
+    def __init__(self, *, drawn: bool = False) -> None:
+        self.drawn: dict[Node, float] | None = {} if drawn else None
         self.constants: dict[str, Tensor] = {}
         self.where: dict[Node, str] = {}
         self.coverage: Counter[str] = Counter()
@@ -137,7 +142,8 @@ class Translation:
             for k, v in arguments.items()
             if k not in PLACEMENT
         }
-        call = Call(target, types, _used(n), self.constant, self.data, _dense(n))
+        draw = None if self.drawn is None else self._draw
+        call = Call(target, types, _used(n), self.constant, self.data, _dense(n), draw)
         try:
             inspect.signature(handler).bind(call, **named)
         except TypeError:
@@ -194,6 +200,13 @@ class Translation:
             f"control flow by {name} cannot be captured", where=line,
             hint="compute both sides and choose with torch.where, or unroll the loop",
         )  # fmt: skip
+
+    def _draw(self, shape: tuple[int, ...], probability: float) -> Node:
+        """An input of flags."""
+        assert self.drawn is not None
+        made = leaf("input", f"drawn_{len(self.drawn)}", TensorType(DType.bool, shape))
+        self.drawn[made] = probability
+        return made
 
     # -- types -----------------------------------------------------------------------------------
     def _types(self, n: fx.Node) -> tuple[TensorType | None, ...]:

@@ -1,7 +1,8 @@
 """`whet parallelize MODEL --machine M --batch B`: a strategy for a cluster, found by simulation.
 
-MODEL is `models:NAME` (whet.capture.models) or `package.module:function`, which returns (module,
-inputs, targets, loss) for a batch size. Nothing is allocated for modules on the meta device.
+MODEL is `models:NAME`, `zoo:NAME`, `package.module:function`, which returns (module, inputs,
+targets, loss) for a batch size, and others (whet.capture.training). Nothing is allocated for
+modules on the meta device.
 
 Where the machine is processes of a host, what is found is what `whet run` executes; elsewhere the
 search may use all that the simulator prices (`--runnable`, `--no-runnable` say otherwise). Before a
@@ -33,10 +34,11 @@ from whet.parallel.strategy import Strategy
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Model, machine, batch, pins."""
-    parser.add_argument("model", metavar="MODEL", help="models:NAME or package.module:function")
+    parser.add_argument("model", metavar="MODEL", help="models:NAME, zoo:NAME, package.module:f")
     parser.add_argument("--machine", required=True, metavar="M", help="a preset, such as h100x8:2")
     parser.add_argument("--batch", type=int, required=True, metavar="B", help="samples of a step")
-    parser.add_argument("--devices", type=int, metavar="N", help="refuse a machine of another size")
+    parser.add_argument("--devices", type=int, metavar="N", help="of the machine; all by default")
+    parser.add_argument("--inference", action="store_true", help="the forward pass alone")
     parser.add_argument(
         "--pin", action="append", default=[], metavar="NAME=VALUE",
         help=f"what is given already: {', '.join(NAMES)}, or a parameter by its name"
@@ -67,19 +69,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     Raises:
         WhetError: the model does not trace, or nothing fits.
     """
+    if args.devices is not None:
+        args.machine += f",devices={args.devices}"
     cluster = topology(args.machine)
-    if args.devices is not None and args.devices != cluster.size:
-        raise WhetError(
-            "the machine has another number of devices", expected=args.devices, got=cluster.size,
-            hint="say it in the machine's name: h100x8:4 is four nodes",
-        )  # fmt: skip
     pins = Pins.of(args.pin)
     if args.dtype is None:
         args.dtype = "float32" if cluster.here else "bfloat16"
     if args.runnable is None:
         args.runnable = cluster.here
     began = time.monotonic()
-    step = training(args.model, args.batch, args.dtype)
+    step = training(args.model, args.batch, args.dtype, inference=args.inference)
     model = step.model
     console.say(f"captured in {time.monotonic() - began:.1f} s: {len(model.order)} blocks,"
                 f" {len(model.layers)} distinct")  # fmt: skip
@@ -97,10 +96,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
             refused(library, one)
             proof, said = proven(args, step, library, one)
             console.print(f"  {said}")
-        rows.append({"machine": name, **result(library, one, limits, proof)})
+        named = args.machine if not args.sweep else f"{args.machine},{name}"
+        source = {"model": args.model, "dtype": args.dtype, "machine": named}
+        if args.inference:
+            source["pass"] = "forward"
+        rows.append({"machine": name, **result(library, one, limits, source, proof)})
         if args.plan:
-            named = args.machine if not args.sweep else f"{args.machine},{name}"
-            source = {"model": args.model, "dtype": args.dtype, "machine": named}
             args.plan.write_text(planfile.write(library, one, source, proof), encoding="utf-8")
     if not args.sweep:
         console.finish(rows[0])
@@ -197,11 +198,11 @@ def optimizer(dtype: str) -> Optimizer:
 
 
 def result(
-    library: Library, found: Found, limits: Limits, proof: dict[str, Any]
+    library: Library, found: Found, limits: Limits, source: dict[str, str], proof: dict[str, Any]
 ) -> dict[str, object]:
     """The search's result as data."""
     return {
-        "plan": planfile.data(library, found, proof=proof),
+        "plan": planfile.data(library, found, source, proof),
         "left_out": limits.left_out(),
         "runs": EXECUTED.allow(found.best),
         "seconds": found.simulated.seconds,

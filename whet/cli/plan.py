@@ -59,5 +59,8 @@ def _changed(file: Path) -> list[str]:
     source = data.get("source")
     if not source:
         raise WhetError("the plan does not say its model and machine", where=file)
-    model = captured(source["model"], int(data["model"]["batch"]), source["dtype"])
+    model = captured(
+        source["model"], int(data["model"]["batch"]), source["dtype"],
+        inference=source.get("pass") == "forward",
+    )  # fmt: skip
     return planfile.stale(data, model, topology(source["machine"]).fingerprint())

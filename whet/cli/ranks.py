@@ -18,7 +18,7 @@ from whet.cli.options import seconds
 from whet.errors import WhetError
 from whet.report import table
 
-SUFFIXES = (".yaml", ".yml")
+SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

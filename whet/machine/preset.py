@@ -5,6 +5,7 @@
     link    := latency us, bandwidth GB/s, ports, medium, efficiency
     node    := count, device, inside: [{name, units, link}]        network: [{name, units, link}]
     Name    := preset[:nodes][,path=value …] | FILE.yaml[,path=value …]
+               devices=N among the changes: the same machine with N devices
     path    := link.bandwidth | links.NAME.latency | device.memory | devices.NAME.peak.bfloat16 | …
     Sweep   := path=low..high[*factor] | path=value,value …
 
@@ -16,6 +17,7 @@ node: the ones that a machine with one of them has.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -71,8 +73,66 @@ def text_of(name: str) -> Text:
             raise WhetError(
                 "a change of a machine needs a value", expected="path=value", got=change, where=name
             )
-        text = overridden(text, path.strip(), _yaml().safe_load(value))
+        if path.strip() == "devices":
+            text = of_devices(text, value, name)
+        else:
+            text = overridden(text, path.strip(), _yaml().safe_load(value))
     return text
+
+
+def of_devices(text: Text, number: str, where: str) -> Text:
+    """The same machine with another number of devices: whole nodes, and a part of one for the rest.
+
+    >>> topology("h100x8,devices=64").size, topology("h100x8,devices=12").nodes[1].devices
+    (64, 4)
+
+    Raises:
+        WhetError: no number, or the machine has several kinds of nodes.
+    """
+    try:
+        count = int(float(number))
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise WhetError("a machine has a whole number of devices", got=number, where=where)
+    nodes = text["nodes"]
+    each = [math.prod(int(level["units"]) for level in n.get("inside", ())) for n in nodes]
+    total = sum(int(n["count"]) * k for n, k in zip(nodes, each, strict=True))
+    if count == total:
+        return text
+    if len(nodes) > 1:
+        raise WhetError(
+            "a machine of several kinds of nodes has the number of devices that it has",
+            expected=total, got=count, where=where,
+            hint="change one kind of nodes: nodes.0.count=2",
+        )  # fmt: skip
+    if not text.get("network"):
+        return {**text, "nodes": [_part(nodes[0], count, where)]}
+    if len(text["network"]) > 1 and text["network"][0].get("units") and count % each[0]:
+        raise WhetError(
+            "a network of several levels joins whole nodes", expected=f"a multiple of {each[0]}",
+            got=count, where=where,
+        )  # fmt: skip
+    whole, rest = divmod(count, each[0])
+    made = [{**nodes[0], "count": whole}] if whole else []
+    return {**text, "nodes": made + ([_part(nodes[0], rest, where)] if rest else [])}
+
+
+def _part(node: Text, count: int, where: str) -> Text:
+    """One node with some of its devices; its outermost level takes as many units as it needs."""
+    inside, left = [], count
+    for k, level in enumerate(node["inside"]):
+        units = int(level["units"])
+        if k == len(node["inside"]) - 1 or left < units:
+            units = left
+        elif left % units:
+            raise WhetError(
+                f"a node has units of {units} devices", expected=f"a multiple of {units}",
+                got=count, where=where,
+            )  # fmt: skip
+        inside.append({**level, "units": units})
+        left //= units
+    return {**node, "count": 1, "inside": inside}
 
 
 def _load(name: str) -> Text:
@@ -94,7 +154,11 @@ def _load(name: str) -> Text:
             raise WhetError(
                 "a machine has a whole number of nodes", expected=f"{stem}:16", got=name
             )
-        text = overridden(text, "nodes.count", int(count))
+        if text.get("network"):
+            return overridden(text, "nodes.count", int(count))
+        # Nothing joins several of its nodes: it is one with so many times the devices.
+        each = math.prod(int(level["units"]) for level in text["nodes"][0]["inside"])
+        return of_devices(text, str(int(count) * each), name)
     return text
 
 
@@ -219,6 +283,11 @@ def read(text: Mapping[str, Any], name: str = "") -> Topology:
             for n in text["nodes"]
         )
         network = tuple(_level(level, links, name) for level in text.get("network", ()))
+        if not network and sum(n.count for n in nodes) > 1:
+            raise WhetError(
+                "several nodes and nothing that joins them", expected="network: [{name, link}]",
+                got=f"{sum(n.count for n in nodes)} nodes", where=name,
+            )  # fmt: skip
         timings = tuple(
             Timing(t["what"], int(t["ranks"]), tuple((int(b), s * MICRO) for b, s in t["points"]))
             for t in text.get("timings", ())

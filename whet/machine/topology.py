@@ -11,6 +11,7 @@ they exchange passes the links of all levels up to there, so the slowest sets th
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -246,4 +247,4 @@ class Topology:
     def fingerprint(self) -> str:
         """Equal exactly for topologies that behave alike; names and sources do not count."""
         text = repr((self.nodes, self.network, self.timings))
-        return f"{self.name.split(':')[0]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"{re.split('[:,]', self.name)[0]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

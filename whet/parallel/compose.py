@@ -37,7 +37,7 @@ from whet.parallel.program import (
     reads,
     same,
 )
-from whet.parallel.sharding import WHOLE, Axes, Sharding, reshard
+from whet.parallel.sharding import WHOLE, Axes, Move, Sharding, reshard
 from whet.parallel.strategy import Strategy
 
 
@@ -326,8 +326,15 @@ class _Piece:
             self.there.add(Key(n, choice.result))
         for n in layer.sent:
             if n in inside and n in self.at:
-                self._need(n, self.at[n], choices, marks)
+                self._sent(Key(n, self.at[n]), self._need(n, self.at[n], choices, marks))
         return self.ops, self.outer
+
+    def _sent(self, key: Key, made: Key) -> None:
+        """Give what is sent the name that readers know: axes of one rank may tell them apart."""
+        if key != made:
+            move = Move("drop", (), 0, made.at, key.at)
+            self.ops.append(Exchange(move, made, key, ()))
+            self.there.add(key)
 
     def _need(
         self, a: Node, want: Sharding, choices: Mapping[Node, Choice], marks: Mapping[Node, Marks]

@@ -60,7 +60,8 @@ def data(
     """A search's result as plain data.
 
     Args:
-        source: `model` and `dtype` as the user gave them, and `machine`.
+        source: `model` and `dtype` as the user gave them, `machine`, and "forward" as `pass` where
+            it is inference.
         proof: `equal`, and what was compared or why nothing was.
     """
     model, strategy = library.model, found.best
@@ -252,7 +253,7 @@ def _style(text: str) -> str:
 
 
 def load(text: str) -> Data:
-    """A plan's data.
+    """A plan's data; also out of what `whet parallelize --json` wrote.
 
     Raises:
         PlanFileError: it is no plan of this version.
@@ -261,6 +262,8 @@ def load(text: str) -> Data:
         found = yaml.safe_load(text)
     except yaml.YAMLError as fault:
         raise PlanFileError("this is no YAML", got=str(fault).splitlines()[0]) from fault
+    if isinstance(found, dict) and isinstance(found.get("plan"), dict):
+        found = found["plan"]
     if not isinstance(found, dict) or found.get("whet parallel plan") != VERSION:
         raise PlanFileError(
             "this is not a plan that can be read here",

@@ -152,3 +152,42 @@ def test_mesh_groups():
         Mesh((("data", 2),), (0, 1, 2))
     with pytest.raises(WhetError, match="twice"):
         Mesh((("data", 2),), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "units"),
+    [
+        ("h100x8,devices=64", 64, [[8]]),
+        ("h100x8:128,devices=12", 12, [[8], [4]]),
+        ("k80x4,devices=2", 2, [[2, 1]]),
+        ("host,devices=3", 3, [[3]]),
+        ("host:2", 4, [[4]]),
+        ("a100-t4,devices=16", 16, [[8], [4]]),
+    ],
+)
+def test_a_machine_of_so_many_devices(name, size, units):
+    made = topology(name)
+    assert made.size == size
+    assert [[level.units for level in n.inside] for n in made.nodes] == units
+    assert made.meeting(0, size - 1) < made.depth
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("h100x8,devices=0", "whole number of devices"),
+        ("h100x8,devices=many", "whole number of devices"),
+        ("a100-t4,devices=12", "several kinds of nodes"),
+        ("k80x4,devices=3", "units of 2 devices"),
+    ],
+)
+def test_a_machine_that_cannot_have_so_many(name, text):
+    with pytest.raises(WhetError, match=text):
+        topology(name)
+
+
+def test_several_nodes_are_joined_by_something():
+    text = dict(preset.text_of("host"))
+    text["nodes"] = [{**text["nodes"][0], "count": 2}]
+    with pytest.raises(WhetError, match="nothing that joins them"):
+        preset.read(text)

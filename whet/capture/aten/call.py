@@ -45,6 +45,8 @@ class Call:
         constant: makes a constant leaf of a tensor.
         data: the tensor behind a constant leaf, None for other nodes.
         dense: whether the first operand fills its memory in order.
+        draw: makes a leaf of flags, each set with a probability; None where numbers that are drawn
+            stay the call's own.
     """
 
     target: str
@@ -53,6 +55,7 @@ class Call:
     constant: Callable[[torch.Tensor], Node]
     data: Callable[[Node], torch.Tensor | None] = lambda _: None
     dense: bool = False
+    draw: Callable[[tuple[int, ...], float], Node] | None = None
 
     @property
     def type(self) -> TensorType:

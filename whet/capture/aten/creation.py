@@ -73,3 +73,13 @@ def eye(call: Call, n: int, m: int | None = None, dtype: object = None) -> Node:
     """Ones where row and column are equal."""
     rows, columns = (apply("arange", size=k, start=0, step=1, dtype=DType.i64) for k in call.shape)
     return cast(apply("eq", reshape(rows, (call.shape[0], 1)), columns), call.dtype)
+
+
+@aten("native_dropout")
+def native_dropout(call: Call, x: Node, p: float, train: object) -> list[Node]:
+    """What is kept, scaled, and which elements these are: flags that are drawn outside."""
+    if call.draw is None or not 0 < p < 1 or train is False:
+        raise NoMapping("it draws random numbers")
+    flags = call.draw(call.shape, 1 - p)
+    kept = apply("mul", cast(flags, x.dtype), number(1 / (1 - p), x.dtype))
+    return [apply("mul", x, kept), flags]
