@@ -35,6 +35,7 @@ from whet.fuse.partition import Partition
 from whet.ir.graph import Graph
 from whet.ir.interp import evaluate
 from whet.machine import Machine
+from whet.machine.target import Target
 from whet.plan import Plan
 from whet.rewrite import certificate
 from whet.run import recall
@@ -53,6 +54,7 @@ from whet.run.oracle import Oracle
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
+from whet.run.rehearsal import streams
 from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
 from whet.run.stages import NOTES
@@ -365,7 +367,9 @@ class _Walk:
         reserved = reserves(self.budget_s)
         budget, last = (Budget(seconds=max(0, self._left() - s)) for s in reserved)
         chooser = replace(self.chooser, region=False)
-        tuner = Tuner(self.store, self.machine, chooser, torch.get_num_threads(), budget, last)
+        threads = torch.get_num_threads()
+        far = streams(graph.graph, Target.of(self.machine, threads).l3)
+        tuner = Tuner(self.store, self.machine, chooser, threads, budget, last, far)
         rooms = Grouping(tuner, self.report, self._left, reserved[0], self.tune_s, self.progress)
         try:
             for name, partition, journal in rooms.found(graph.graph):

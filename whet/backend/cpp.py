@@ -269,8 +269,13 @@ class _Function:
 
     def asking(self, one: Asked, domain: Domain, indent: str) -> Iterator[str]:
         """Requests for lines of an input's next block; past the end of it they do nothing."""
-        start = self.scalars.whole(one.start, domain)
-        way = f"({self.scalars.whole(one.step, domain)}) * {one.pace} / {FINE}"
+        start, step = (self.scalars.whole(e, domain) for e in (one.start, one.step))
+        whole, part = divmod(one.pace, FINE)
+        way = (
+            f"({step}) * {whole}"
+            if not part
+            else f"((unsigned long)({step}) * {one.pace} / {FINE})"
+        )
         for n in range(one.lines):
             at = f"(const char *)({spelled(one.buffer)} + {start}) + {way} + {n * LINE}"
             yield f"{indent}__builtin_prefetch({at}, 0, 3);"

@@ -105,8 +105,7 @@ def asked(kernel: Kernel, near: int) -> Iterator[Asked]:
 
 
 def _asked(b: Buffer, reads: list[Access], near: int) -> Asked | None:
-    path = [s for s in reads[0].path if all(s in a.path for a in reads) and isinstance(s, Loop)]
-    serial = [s for s in path if s.kind in ("serial", "parallel")]
+    serial, reads = _most(reads)
     if not serial or any(not isinstance(s.extent, int) for s in serial):
         return None
     walked = _walked(b, reads, {s.var for s in serial})
@@ -137,6 +136,20 @@ def _asked(b: Buffer, reads: list[Access], near: int) -> Asked | None:
     start = build(Form(terms, at.constant + turns[first].stride), domain)
     pace = max(1, round(size * FINE / count))
     return Asked(b.name, serial[-1].var, start, step, pace, -(-size // (LINE * count)))
+
+
+def _most(reads: list[Access]) -> tuple[list[Loop], list[Access]]:
+    """The nest that reads most often: its loops but for those within an iteration, and its reads.
+    Rows that a tile does not divide are a nest of their own, which reads what is near by then."""
+    nests: dict[tuple[str, ...], tuple[list[Loop], list[Access]]] = {}
+    for a in reads:
+        serial = [s for s in a.path if isinstance(s, Loop) and s.kind in ("serial", "parallel")]
+        nests.setdefault(tuple(s.var for s in serial), (serial, []))[1].append(a)
+
+    def often(nest: tuple[list[Loop], list[Access]]) -> int:
+        return math.prod(s.extent if isinstance(s.extent, int) else 1 for s in nest[0])
+
+    return max(nests.values(), key=often)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def _ahead(d: Draft, fixed: frozenset[str], target: Target) -> Draft:
     """Asks ahead for what lies as the kernel wants it, where that is worth it."""
     for name in sorted(fixed):
         one = d.copy()
-        if one.do(Ahead(name)) and any(True for _ in asked(one.kernel, target.l2)):
+        if one.do(Ahead(name)) and any(a.buffer == name for a in asked(one.kernel, target.l2)):
             d = one
     return d
 

@@ -42,6 +42,7 @@ from whet.machine.target import Target
 
 MOST = 3  # tilings that are tried
 WINDOW = 8  # places of a window from which on too much would be written out
+FAIR = 8  # panels for each thread from which on one more or less does not matter
 CLOSE = 0.85  # of the best one's score, from which on another may still be the faster
 
 
@@ -174,6 +175,7 @@ class _Tiler:
         far = {s.var: distance(d.kernel, c, s.var, fixed) for s in c.reduced}
         self.reduced = sorted((s.var for s in c.reduced), key=lambda v: -far[v])
         self.windows = windows(c) if t.slides else ()
+        self.panels: list[str] = []  # the outermost loop of each nest, where that is over panels
 
     def run(self) -> bool:
         self._layouts()
@@ -183,6 +185,7 @@ class _Tiler:
                 homes = [even for home in homes for even in self._even(*home, var, step)]
         if not all(self._cut(buffer, home) for buffer, home in homes):
             return False
+        self._together()
         vectorize(self.d)
         parallelize(self.d, self.target.threads)
         place(self.d, self.target.l1)
@@ -238,6 +241,16 @@ class _Tiler:
         loops = d.kernel.loops
         return [(buffer, tuple(nest(loops[mine.var]))), (again, tuple(nest(loops[tail])))]
 
+    def _together(self) -> None:
+        """The rest of the rows of a panel right after the others: by itself it would read the whole
+        parameter once more. Not where threads would share too few panels evenly."""
+        for first, second in itertools.pairwise(self.panels):
+            loops = self.d.kernel.loops
+            count = turns(loops[first])
+            even = count % self.target.threads == 0 or count >= FAIR * self.target.threads
+            if even and turns(loops[second]) == count:
+                self.d.do(Join(first, second))
+
     def _cut(self, buffer: str, home: tuple[Loop, ...]) -> bool:
         """A nest and its reduction as tiles."""
         d, c = self.d, self.c
@@ -257,6 +270,8 @@ class _Tiler:
         inner = [v for v in (ri, pi) if v]
         if not self._ordered([*outer, *inner]):
             return False
+        if outer and outer[0] == po and self.fixed:
+            self.panels.append(po)
         at = outer[-1] if outer else ""
         if at and not d.do(ComputeAt(buffer, at)):
             return False

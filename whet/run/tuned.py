@@ -23,11 +23,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from whet.backend import aten, generated
+from whet.backend import generated
 from whet.backend.cluster import ANCHORS
 from whet.backend.lowered import example, lower
-from whet.backend.piece import Generated, Packed, Piece, Value, extent
-from whet.backend.transform import transformed
+from whet.backend.piece import Packed, Piece, Value
 from whet.errors import WhetError
 from whet.fuse.partition import Cluster
 from whet.fuse.space import Rates
@@ -41,6 +40,7 @@ from whet.machine import Machine
 from whet.machine.target import Target
 from whet.run.choice import Chooser
 from whet.run.measure import interleaved
+from whet.run.rehearsal import Far, Rehearsal, constants, empty, in_turn
 from whet.run.trials import Trials
 from whet.run.workshop import Asked, Drawn, Workshop
 from whet.search import Budget
@@ -57,7 +57,6 @@ ENOUGH, PASSES = 3, 5  # passes that are made, where nothing disturbs and at mos
 TURN_S = 3e-3  # a turn of the scheduler, or a little less
 CALL_S = 4e-6  # what Python takes for a library call, and a native program does not
 POINTER_S = 1e-6  # what Python takes to call a kernel
-TOLERANCE = 1e-3  # of the largest result; kernels are held to float64 as whole programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,8 @@ class Tuner:
         choose: of library kernels, which compete.
         threads: that kernels may use.
         budget: when it has run out, what is not on file has its first draft, or the library.
+        far: do the program's constants come from main memory at every call? Then drafts are timed
+            so.
         last: when that has run out too, it is left to the library; `budget` unless given.
         measured, hits: clusters decided here, and taken from the store.
         undecided: how often a group was left to the library because the budget had run out.
@@ -101,6 +102,7 @@ class Tuner:
     threads: int
     budget: Budget = field(default_factory=Budget)
     last: Budget | None = None
+    far: bool = False
     measured: int = 0
     hits: int = 0
     undecided: int = 0
@@ -114,6 +116,7 @@ class Tuner:
     def __post_init__(self) -> None:
         self.target = Target.of(self.machine, self.threads)
         self.trials = Trials(self.store, f"{self.machine.fingerprint()}|{self.threads}")
+        self.memory = Far(2 * self.target.l3)
         self.workshop = Workshop(self.target, self._entrants, self.failures)
 
     def __call__(
@@ -194,8 +197,12 @@ class Tuner:
     ) -> str:
         lie = [v.strides if isinstance(v, Value) else v.how for v in (*operands, *results)]
         rival = "" if self.choose.libraries else "|plain"
+        rival += "|far" if self._far(operands) else ""
         text = f"{closed.digest}|{lie}|{self.machine.fingerprint()}|{self.threads}{rival}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _far(self, operands: Sequence[Value | Packed]) -> bool:
+        return self.far and constants(operands) > 0
 
     def _recall(self, place: str) -> Decision | None:
         row = self.store.get(KIND, place)
@@ -277,17 +284,18 @@ class Tuner:
         these are to be trusted."""
         values = _example(closed, operands)
         competes = any(n.op in ANCHORS for n in closed.graph.nodes)
-        call, steps = self._library(closed, values)
+        far = self.memory if self._far(operands) else None
+        call, steps = self._library(closed, values, far)
         want = call()
         calls: dict[str, Callable[[], object]] = {}
         if competes or not drawn:
             calls[LIBRARY] = call
         for name, d in drawn.items():
             assert code is not None
-            trial = _Trial(code, closed, d.piece, values)
+            trial = Rehearsal(code, closed, d.piece, values)
             trial()
             if trial.wrong(want) is None:
-                calls[name] = trial
+                calls[name] = trial.over(far) if far else trial
             else:
                 self.failures[f"wrong: {name}"] += 1
         best, calm = best_times(calls, passes)
@@ -295,15 +303,15 @@ class Tuner:
         return {n: max(0.2 * t, t - taken.get(n, POINTER_S)) for n, t in best.items()}, calm
 
     def _library(
-        self, closed: Cluster, values: Mapping[Node, Tensor]
+        self, closed: Cluster, values: Mapping[Node, Tensor], far: Far | None
     ) -> tuple[Callable[[], Sequence[Tensor]], int]:
         """The cluster as library calls, on operands as they lie; and how many calls it takes."""
         lowered = lower(closed.graph, self.choose)
         named = {n.name: values[o] for n, o in zip(_leaves(closed), closed.leaves, strict=True)}
-        derived = lowered.derive(named)
         inputs = [values[o] for o in closed.leaves[: len(closed.graph.inputs)]]
         function = lowered.function()
-        return lambda: function(*inputs, *derived), len(lowered.body)
+        derived = in_turn(lowered.derive, named, far)
+        return lambda: function(*inputs, *next(derived)), len(lowered.body)
 
 
 def best_times(
@@ -333,46 +341,6 @@ def best_times(
     return best, not doubtful
 
 
-class _Trial:
-    """A draft, callable on example operands."""
-
-    def __init__(
-        self, code: ctypes.CDLL, closed: Cluster, p: Piece, values: Mapping[Node, Tensor]
-    ) -> None:
-        call = p.call
-        assert isinstance(call, Generated)
-        self.function = getattr(code, call.symbol)
-        self.function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-        self.function.restype = None
-        self.results = [_empty(v) for v in p.results]
-        self.kept = [
-            transformed(values[n], v.how).contiguous() if isinstance(v, Packed) else values[n]
-            for n, v in zip(closed.leaves, p.operands, strict=True)
-        ]
-        tensors = (*self.kept, *self.results)
-        self.args = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-        self.scratch = torch.empty(call.scratch + 64, dtype=torch.uint8)
-        self.place = -(-self.scratch.data_ptr() // 64) * 64
-
-    def __call__(self) -> None:
-        self.function(self.args, self.place)
-
-    def wrong(self, want: Sequence[Tensor]) -> float | None:
-        """How far off it is, where that is too far; not a number must be so in both."""
-        worst = 0.0
-        for got, exact in zip(self.results, want, strict=True):
-            known = ~exact.isnan()
-            if not torch.equal(known, ~got.isnan()):
-                return math.inf
-            got, exact = got[known].double(), exact[known].double()
-            same = got == exact  # infinities among them
-            if not bool(same.all()):
-                off = float((got[~same] - exact[~same]).abs().max())
-                scale = float(exact.nan_to_num(0, 0, 0).abs().max())
-                worst = max(worst, off / max(scale, 1e-30))
-        return worst if worst > TOLERANCE else None
-
-
 def resources(k: Kernel) -> dict[str, float]:
     """What a kernel takes: bytes of scratch, and iterations for threads to share."""
     shared = [turns(s) for s in walk(k.body) if isinstance(s, Loop) and s.kind == "parallel"]
@@ -389,15 +357,9 @@ def _example(closed: Cluster, operands: Sequence[Value | Packed]) -> dict[Node, 
     for n, v in zip(closed.leaves, operands, strict=True):
         value = example(n, generator)
         if isinstance(v, Value):
-            value = _empty(v).copy_(value)
+            value = empty(v).copy_(value)
         found[n] = value
     return found
-
-
-def _empty(v: Value) -> Tensor:
-    room = torch.empty(extent(v.shape, v.strides) + 16, dtype=aten.torch_dtype(v.node.dtype))
-    start = (-room.data_ptr() % 64) // room.element_size()
-    return room.as_strided(v.shape, v.strides, start)
 
 
 def _work(closed: Cluster) -> float:

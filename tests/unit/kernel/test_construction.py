@@ -14,7 +14,7 @@ from whet.ir.types import DType, TensorType
 from whet.kernel import layout as lay
 from whet.kernel.chain import chain
 from whet.kernel.core import core
-from whet.kernel.draft import points
+from whet.kernel.draft import points, turns
 from whet.kernel.interpret import run
 from whet.kernel.loops import Kernel, Loop, leaves, walk
 from whet.kernel.lower import lower
@@ -25,6 +25,7 @@ from whet.kernel.tile import prepared
 from whet.machine.target import Target
 
 NARROW = Target("avx512f", 16, 32, 2)  # four lanes: small sizes have tiles, tails and rests
+WIDE = Target("avx512f", 64, 32, 2)
 
 
 def x(name: str, *shape: int) -> Node:
@@ -206,3 +207,19 @@ def test_a_pool_that_is_added_to_itself_is_a_tile() -> None:
     want = run(k, feeds)["y0"]
     for d in drafts(k, frozenset(), NARROW):
         np.testing.assert_allclose(run(d.kernel, feeds)["y0"], want, rtol=1e-6, atol=1e-6)
+
+
+def nests_of(graph: Graph, name: str, fixed: frozenset[str]) -> list[int]:
+    """How many loops over the reduction each outermost nest of a draft has."""
+    found = next(d.kernel for d in drafts(lower(graph), fixed, WIDE) if d.name == name)
+    return [sum(isinstance(s, Loop) and turns(s) == 40 for s in walk((n,))) for n in found.body]
+
+
+def test_rows_that_a_tile_leaves_over_read_a_panel_while_it_is_near() -> None:
+    """By themselves they would read the whole weight again."""
+    assert nests_of(linear(197, 40, 768), "64x6 por", frozenset({"x1"})) == [2]
+
+
+def test_rows_left_over_stay_apart_where_threads_could_not_share_the_panels() -> None:
+    assert nests_of(linear(197, 40, 192), "64x6 por", frozenset({"x1"})) == [1, 1]  # three panels
+    assert nests_of(linear(197, 40, 256), "64x6 por", frozenset({"x1"})) == [2]

@@ -84,7 +84,7 @@ def test_without_time_the_library_runs() -> None:
 
 @torch.no_grad()
 def test_a_draft_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned._Trial, "wrong", lambda self, want: 1.0)
+    monkeypatch.setattr(tuned.Rehearsal, "wrong", lambda self, want: 1.0)
     model, x = nn.Softmax(-1), torch.randn(8, 16)
     graph = graph_of(model, x)
     t = tuner(Store.memory())
