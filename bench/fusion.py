@@ -94,6 +94,7 @@ def _variants(name: str, scale: str, budget_s: float, progress: Progress) -> lis
     from whet.run.native import native
     from whet.run.parameters import Parameters
     from whet.run.program import Program
+    from whet.run.spread import settled
     from whet.run.tuned import Tuner
     from whet.search import Budget
     from whet.store import Store
@@ -150,7 +151,7 @@ def _variants(name: str, scale: str, budget_s: float, progress: Progress) -> lis
             program = Program(lowered, parameters, Runner.of(built).bind, "native")
             calls[variant] = lambda p=program: p(inputs)
             rows[variant]["untuned"] = decider.undecided
-        timings = interleaved(calls, budget_s=budget_s, min_rounds=15)
+        timings = interleaved(calls, budget_s=budget_s, min_rounds=15, settle=settled)
     against = rows["searched"].get("same", "searched")
     for variant, row in rows.items():
         t = timings.get(str(row.get("same", variant)))

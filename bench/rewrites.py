@@ -218,6 +218,7 @@ def main(name: str, folder: str, budget: str, threads: str, scale: str) -> None:
     import torch
 
     from whet.run.measure import faster, interleaved
+    from whet.run.spread import settled
 
     torch.set_num_threads(int(threads))
     calls: dict[tuple[str, str], Callable[[], object]] = {}
@@ -225,7 +226,10 @@ def main(name: str, folder: str, budget: str, threads: str, scale: str) -> None:
         for engine, which, call in programs(name, scale == "small", Path(folder)):
             calls[engine, which] = call
         timings = interleaved(
-            {f"{e} {w}": c for (e, w), c in calls.items()}, budget_s=float(budget), min_rounds=9
+            {f"{e} {w}": c for (e, w), c in calls.items()},
+            budget_s=float(budget),
+            min_rounds=9,
+            settle=settled,
         )
     found: dict[str, dict[str, Any]] = {}
     for engine, which in calls:

@@ -26,6 +26,7 @@ from bench.peers import SYSTEMS, Call, Case, DoesNotApplyError, System
 from whet.errors import WhetError
 from whet.machine import Machine
 from whet.run.measure import Timing, faster, interleaved
+from whet.run.spread import settled
 
 Record = dict[str, Any]
 
@@ -137,7 +138,11 @@ def timed(calls: dict[str, Call], records: dict[str, Record], job: Job) -> dict[
         try:
             wrapped = {name: named(name, call) for name, call in calls.items()}
             return interleaved(
-                wrapped, budget_s=job.budget_s, min_rounds=job.min_rounds, warm_s=WARM_S
+                wrapped,
+                budget_s=job.budget_s,
+                min_rounds=job.min_rounds,
+                warm_s=WARM_S,
+                settle=settled,
             )
         except Exception as reason:  # whatever a system raises is its result
             records[current]["failed"] = one_line(reason)

@@ -57,6 +57,7 @@ from whet.run.record import Opaque, Report, Stage
 from whet.run.rehearsal import streams
 from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
+from whet.run.spread import settled
 from whet.run.stages import NOTES
 from whet.run.tuned import Tuner
 from whet.run.untouched import untouched
@@ -421,12 +422,12 @@ class _Walk:
             calls = {name: self.launched.cuda.waited(call) for name, call in calls.items()}
         self.progress("measuring")
         seconds = MEASURE_S * min(1.0, max(self.budget_s, 1.0) / USUAL_S)
-        screened = interleaved(calls, budget_s=seconds / 6, min_rounds=3, warmup=1)
+        screened = interleaved(calls, budget_s=seconds / 6, min_rounds=3, warmup=1, settle=settled)
         calls = {name: calls[name] for name in finalists(screened, "original")}
-        timings = interleaved(calls, budget_s=seconds, min_rounds=9)
+        timings = interleaved(calls, budget_s=seconds, min_rounds=9, settle=settled)
         if choose(timings, "original") == "original" and promising(timings, "original"):
             self.progress("measuring again: the machine is noisy")
-            timings = interleaved(calls, budget_s=3 * seconds, min_rounds=21)
+            timings = interleaved(calls, budget_s=3 * seconds, min_rounds=21, settle=settled)
         for name, t in (screened | timings).items():
             error = right[name].error if name in right else oracle.error
             stages.append(Stage(name, t.median_s, t.spread, error, NOTES[name]))

@@ -48,6 +48,7 @@ int PyList_SetItem(Object *, int64_t, Object *);
 void *PyEval_SaveThread(void);
 void PyEval_RestoreThread(void *);
 void PyErr_SetString(Object *, const char *);
+int whet_spread(void);
 void Py_IncRef(Object *);
 void Py_DecRef(Object *);
 extern Object *PyExc_RuntimeError, _Py_NoneStruct;
@@ -203,6 +204,7 @@ static Object *called(struct program *p, Object *const *args, int64_t n) {
   }
   if (!failed) {
     void *thread = PyEval_SaveThread();
+    whet_spread();
     failed = p->entry(in, out, p->constants, arena);
     PyEval_RestoreThread(thread);
   }

@@ -24,6 +24,7 @@ from whet.ir.types import product
 from whet.machine import Machine
 from whet.run.measure import Timing, choose, interleaved
 from whet.run.oracle import relative_error
+from whet.run.spread import spread
 from whet.store import Store
 
 KIND = "kernel-choice-2"
@@ -176,7 +177,7 @@ def _timed(calls: dict[str, Callable[[], object]], failed: dict[str, str]) -> di
                 budget_s=BUDGET_S,
                 min_rounds=7,
                 warmup=2,
-                settle=lambda: None,
+                settle=spread,
                 collect=False,
             )
         except _FailedError as fault:

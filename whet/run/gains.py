@@ -27,6 +27,7 @@ from whet.run.calling import Runner
 from whet.run.engine import Bind, steps
 from whet.run.measure import Timing, faster, interleaved
 from whet.run.native import native
+from whet.run.spread import settled
 from whet.store import Store
 
 Choose = Callable[[Cluster, list[Kernel]], Kernel]
@@ -106,7 +107,9 @@ class Stopwatch:
 
     def _raced(self, calls: Sequence[Callable[[], object]]) -> list[Timing]:
         named = {str(k): call for k, call in enumerate(calls)}
-        found = interleaved(named, budget_s=self.each, min_rounds=ROUNDS, collect=False)
+        found = interleaved(
+            named, budget_s=self.each, min_rounds=ROUNDS, collect=False, settle=settled
+        )
         return [found[name] for name in named]
 
     def _compiled(self, graph: Graph, feeds: Mapping[str, Tensor]) -> Callable[[], object]:
@@ -130,7 +133,7 @@ def is_slower(after: Timing, before: Timing) -> bool:
 def outrun(new: Callable[[], object], old: Callable[[], object], *, seconds: float) -> bool:
     """Whether the new call is surely slower than the old one, in turns."""
     calls = {"new": new, "old": old}
-    timings = interleaved(calls, budget_s=seconds, min_rounds=ROUNDS, collect=False)
+    timings = interleaved(calls, budget_s=seconds, min_rounds=ROUNDS, collect=False, settle=settled)
     return is_slower(timings["new"], timings["old"])
 
 

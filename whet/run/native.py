@@ -38,6 +38,7 @@ from whet.errors import StoreError, UnsupportedError
 from whet.fuse.partition import Partition
 from whet.ir.cost import node_cost, traffic
 from whet.ir.graph import Graph, Node
+from whet.run import spread
 from whet.run.entry import TYPES, entry
 from whet.run.memory import plan
 from whet.store import Store
@@ -236,7 +237,8 @@ def build(body: Body, store: Store | None = None) -> Native:
     """Pieces as a native program: memory planned, entry written, all linked into one library."""
     planned = plan(body)
     written = entry(body, planned, NAME)
-    units = {"entry": written.text, "call": CALL.read_text()}
+    apart = spread.text(torch.get_num_threads())
+    units = {"entry": written.text, "call": CALL.read_text(), "spread": apart}
     for p in body.pieces:
         if isinstance(p.call, Generated):
             units[p.call.symbol] = p.call.text

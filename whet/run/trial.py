@@ -28,6 +28,7 @@ from whet.run.oracle import Oracle, relative_error
 from whet.run.record import Stage
 from whet.run.save import load
 from whet.run.signature import Signature, TensorArgument
+from whet.run.spread import settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,9 @@ def trial(folder: str | os.PathLike[str], *, budget_s: float = 2.0, seed: int = 
     with torch.no_grad():
         results = module(*args, **kwargs)
         error = _error(Path(folder), module, args, kwargs, results)
-        timing = interleaved({"program": lambda: module(*args, **kwargs)}, budget_s=budget_s)[
-            "program"
-        ]
+        timing = interleaved(
+            {"program": lambda: module(*args, **kwargs)}, budget_s=budget_s, settle=settled
+        )["program"]
     engine = module.program.engine if module.program is not None else "original"
     return Trial(load_s, timing.median_s, timing.spread, error, engine)
 

@@ -41,6 +41,7 @@ from whet.machine.target import Target
 from whet.run.choice import Chooser
 from whet.run.measure import interleaved
 from whet.run.rehearsal import Far, Rehearsal, constants, empty, in_turn
+from whet.run.spread import spread
 from whet.run.trials import Trials
 from whet.run.workshop import Asked, Drawn, Workshop
 from whet.search import Budget
@@ -327,10 +328,11 @@ def best_times(
     best = dict.fromkeys(calls, math.inf)
     front, doubtful = calls, set[str]()
     for k in range(PASSES):
-        # All of them share one pool of threads: there is none to wait for between them.
+        # All of them share one pool of threads: there is none to wait for between them, but two
+        # of it may have to share a processor.
         timings = interleaved(
             front, budget_s=PASS_S * len(front), min_rounds=3, warmup=1,
-            settle=lambda: None, collect=False,
+            settle=spread, collect=False,
         )  # fmt: skip
         best |= {n: min(best[n], t.best_s) for n, t in timings.items()}
         least = min(best.values(), default=0.0)
