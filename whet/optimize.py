@@ -254,7 +254,7 @@ class _Walk:
             if not self.disable & {"native", "generated"} and wanted and variants:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
-                    candidates += self._generated(graph, captured)
+                    candidates += self._generated(variants, captured)
             if "native" not in self.disable and variants:
                 with self._phase("native"):
                     self.progress("compiling a native program")
@@ -363,8 +363,12 @@ class _Walk:
         program = Program(lowered, parameters, built.runner().bind, "inductor")
         yield _Candidate(name, program, graph, region_bytes(built))
 
-    def _generated(self, graph: Rewritten, captured: Captured) -> Iterator[_Candidate]:
-        """Groups of operators in tuned kernels."""
+    def _generated(
+        self, variants: Sequence[tuple[str, Rewritten]], captured: Captured
+    ) -> Iterator[_Candidate]:
+        """Groups of operators in tuned kernels; of the graph with fewer rewrites as well, if there
+        is time: a merge that pays between library calls may keep kernels from becoming one."""
+        (_, graph), *others = variants
         reserved = reserves(self.budget_s)
         budget, last = (Budget(seconds=max(0, self._left() - s)) for s in reserved)
         chooser = replace(self.chooser, region=False)
@@ -377,6 +381,12 @@ class _Walk:
                 journals = (*graph.journals, *([journal] if journal else ()))
                 kept = replace(graph, journals=journals)
                 yield from self._natives(name, kept, captured, (partition, tuner))
+                for which, other in others[:1] if name == "generated" else ():
+                    if self._left() < reserved[1]:
+                        continue
+                    partition = rooms.first(other.graph)
+                    name = f"generated-{which}"
+                    yield from self._natives(name, other, captured, (partition, tuner))
         finally:
             self.began += rooms.beyond_s
             self.tuned_whole = rooms.whole

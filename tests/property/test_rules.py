@@ -83,7 +83,7 @@ def test_rules_hold_at_random_sizes(part: int, count: Callable[[int, int], int])
     draw = random.Random(part)
     draw.shuffle(chosen)
     tried = 0
-    for name in chosen[: count(12, len(chosen))]:
+    for name in chosen[: count(8, len(chosen))]:
         for form in all_forms(EVERY[name])[:: count(3, 1)]:
             statement = Statement(EVERY[name], form)
             for k, scope in enumerate(drawn(statement, draw)):
@@ -124,7 +124,7 @@ def test_no_mutant_is_accepted_unless_it_is_true(count: Callable[[int, int], int
     assert len(every) >= 1000
     random.Random(3).shuffle(every)
     accepted = rejected = 0
-    for text, form in every[: count(120, 4000)]:
+    for text, form in every[: count(60, 4000)]:
         try:
             statement = Statement(Conjecture(text), form)
             proof = derive(statement)

@@ -119,7 +119,7 @@ def _structural(op: str, shape: Shape, given: Values) -> Iterator[dict[str, obje
             for a in range(rank + 1):
                 yield {"axis": a}
         case "reshape":
-            seen = {shape}
+            seen = set() if "size" in given else {shape}
             for size in given.get("size") or _sizes(shape):
                 if not isinstance(size, tuple) or product(size) != product(shape):
                     continue

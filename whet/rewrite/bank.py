@@ -40,6 +40,7 @@ from whet.rewrite.kinds import (
 )
 from whet.rewrite.pattern import commutes
 from whet.rewrite.scopes import Scope
+from whet.rewrite.sketch import spelled
 
 Hashes = NDArray[np.uint64]
 _CHUNK = 1 << 15
@@ -57,7 +58,7 @@ class Bank:
         level, kind: of each class.
         members: all members of each class that has several, the first one included.
         counts: graphs looked at on each level.
-        texts, constants: classes of constants, by their text; values of plain numbers.
+        texts, constants: classes of constants, by how they are spelled; values of plain numbers.
     """
 
     def __init__(self, scope: Scope, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -74,7 +75,7 @@ class Bank:
         self._kind_of: dict[Shape, int] = {}
         self._maker_of: dict[tuple[object, ...], int | None] = {}
         self._known: dict[int, int] = {}  # hash -> class
-        self.texts = {x.text: k for k, x in enumerate(scope.leaves) if x.node is not None}
+        self.texts = {spelled(x.tree): k for k, x in enumerate(scope.leaves) if x.tree is not None}
         self.constants = {
             k: float(str(x.node.attr("value"))) for k, x in enumerate(scope.leaves)
             if x.node is not None and x.node.op == "full" and not x.shape
@@ -144,6 +145,8 @@ class Bank:
         for kind, lvl in by_level:
             least[kind] = min(lvl, least.get(kind, lvl))
         self._least, self._together = least, self._overlaps(n)
+        fixed = set(self.texts.values())
+        self._is_fixed = np.array([c in fixed for c in range(len(self.made))], dtype=bool)
         looked = 0
         for op in self.scope.operators:
             for maker in self._makers(op, n):
@@ -274,6 +277,8 @@ class Bank:
         if not rows:
             return np.empty((0, len(m.kinds)), np.int64)
         found = np.concatenate(rows)
+        if self.texts:  # what has no tensors is computed, not rewritten
+            found = found[~self._is_fixed[found].all(axis=1)]
         if len(given) == 2 and len(m.kinds) == 2:
             found = self._sorted(m, found, n)
         whole = np.full((len(found), len(m.kinds)), _NONE, np.int64)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from whet.ir.graph import Node, apply, full, leaf
-from whet.ir.types import DType, Poly, Size, TensorType
+from whet.ir.types import DType, Poly, Size, TensorType, substitute
 from whet.rewrite import formula
 from whet.rewrite.formula import ConjectureError, Scope
 from whet.rewrite.syntax import (
@@ -181,7 +181,11 @@ class Statement:
             scope[name] = tuple(value(f"{name}{k}") for k in range(count)) if count else value(name)
         if self.conjecture.width_name:
             scope[self.conjecture.width_name] = self.form.width
-        return {**scope, **dict(self.form.values)}
+        known: dict[str, Size] = {
+            f"{name}{k}": n for name, _ in self.form.ranks
+            for k, n in enumerate(scope[name])  # type: ignore[arg-type,var-annotated]
+        }  # fmt: skip
+        return {**scope, **{n: _at(v, known) for n, v in self.form.values}}
 
     @property
     def coverage(self) -> str:
@@ -223,6 +227,13 @@ class Statement:
         """The condition in `scope`: True, False, or something symbolic."""
         test = self.conjecture.condition
         return True if test is None else formula.evaluate(test, scope)
+
+
+def _at(value: object, sizes: Mapping[str, Size]) -> object:
+    """A structural value, formulas of which are over the dims of groups, at their sizes."""
+    if isinstance(value, tuple):
+        return tuple(_at(v, sizes) for v in value)
+    return substitute(value, sizes) if isinstance(value, Poly) else value
 
 
 def build(

@@ -32,9 +32,11 @@ from whet.rewrite.refute import assignments, refute
 from whet.rewrite.rule import Refutation, Rule, Unknown, Verdict
 from whet.rewrite.saturate import Saturation
 from whet.rewrite.stated import NoSuchSizes, Stated, stated
+from whet.rewrite.syntax import operators
 from whet.search import Budget
 
-_NODES, _ROUNDS, _MATCHES = 1500, 5, 400
+_NODES, _ROUNDS, _MATCHES = 1500, 6, 400
+_STAGES = (1500, 2000, 3000)  # e-nodes that rules over a statement's operators may add, then more
 _BOUNDED = 3
 _AGAIN_S = 0.5  # from one ring of the alarm to the next
 SECONDS = 60.0
@@ -146,8 +148,35 @@ class Decider:
         )  # fmt: skip
 
     def derivation(self, statement: Statement) -> list[str] | None:
-        """The library's rules that lead from one side to the other, or None."""
-        return derivation(statement, self.rules, self.prover)
+        """The library's rules that lead from one side to the other, or None: rules over the
+        statement's own operators are tried alone first, then with those that begin there."""
+        sides = statement.sides
+        own, tried = operators((*sides.left, *sides.right)), dict[str, Conjecture]()
+        for nodes in _STAGES:
+            near, own = _reached(self.rules, own)
+            if len(near) > len(tried):
+                tried = near
+                steps = derivation(statement, near, self.prover, nodes=nodes, rounds=_ROUNDS)
+                if steps is not None:
+                    return steps
+        return None
+
+
+def _reached(
+    rules: Mapping[str, Conjecture], own: frozenset[str]
+) -> tuple[dict[str, Conjecture], frozenset[str]]:
+    """The rules over some operators alone, and these operators with those of all rules of which
+    one side is over them."""
+    near: dict[str, Conjecture] = {}
+    more = set(own)
+    for name, rule in rules.items():
+        sides = rule.sides(2 if rule.width_name else 0)
+        left, right = operators(sides.left), operators(sides.right)
+        if left | right <= own:
+            near[name] = rule
+        if left <= own or right <= own:
+            more |= left | right
+    return near, frozenset(more)
 
 
 class _OutOfTime(BaseException):

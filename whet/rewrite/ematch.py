@@ -52,17 +52,21 @@ class Way:
         return sides, sides.right if self.backward else sides.left
 
 
-def ways(conjectures: Iterable[Conjecture], *, both: bool = False) -> tuple[Way, ...]:
+def ways(
+    conjectures: Iterable[Conjecture], *, both: bool | Collection[str] = False
+) -> tuple[Way, ...]:
     """The directions in which conjectures can be read.
 
     Args:
-        both: also from right to left, where that side is not a lone variable (which would match
-            everything) and names all that the other side needs.
+        both: also from right to left, all of them or those of these names, where that side is not a
+            lone variable (which would match everything) and names all that the other side needs.
     """
+    turned = both if isinstance(both, Collection) else None
     found: list[Way] = []
     for c in conjectures:
         found.append(Way(c))
-        if both and not c.is_family and not c.width_name and _is_reversible(c.sides()):
+        wanted = both if turned is None else c.name in turned
+        if wanted and not c.is_family and not c.width_name and _is_reversible(c.sides()):
             found.append(Way(c, backward=True))
     return tuple(found)
 

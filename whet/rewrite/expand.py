@@ -4,6 +4,7 @@
     pieces      the record read as a graph: each function and each reduction by the operator whose
                 whole record it is, operands put in place by reshapes
     optional    what an operator without its last operands is, and what these add to that
+    inverse     a difference as a sum, a quotient as a product
     affine      where a result is linear in the first operand: x * factor + rest, both over as few
                 axes as they have
 
@@ -27,6 +28,7 @@ from whet.rewrite.kinds import listed, pointwise
 from whet.rewrite.sketch import Side, Sketch, Tree
 
 _MODES = ("optional", "pieces", "affine")
+_UNDONE = {"-": ("+", "*", Num(-1)), "/": ("*", "/", Num(1))}
 _RANKS = (1, 2)  # dims that a group stands for
 _NAMES = "xyzwuv"
 _SIZES = "MKNPLH"
@@ -62,7 +64,10 @@ def expansions(ops: Sequence[str] = ()) -> Iterator[Sketch]:
 def _of(op: str) -> Iterator[Sketch]:
     record = TABLE[op].record
     single = {v for k, v in _functions().items() if not str(k).startswith("mean")}
-    if record is None or len(record.outs) != 1 or op in single:
+    if record is None or len(record.outs) != 1:
+        return
+    if op in single:
+        yield from _inverse(op)
         return
     optional = [k for k, (_, _, absent) in enumerate(record.operands) if absent is not None]
     needed = len(record.operands) - len(optional)
@@ -78,7 +83,22 @@ def _of(op: str) -> Iterator[Sketch]:
                     right = _Pieces(op, whole.bound, whole.operands).result(mode, bare)
                 except (_None, WhetError):
                     continue
-                yield Sketch((whole.left,), (right,), whole.shapes, {})
+                yield Sketch((whole.left,), (right,), whole.shapes)
+
+
+def _inverse(op: str) -> Iterator[Sketch]:
+    """A function of two numbers by the one that it undoes: a - b is a + (-1) * b."""
+    record = TABLE[op].record
+    if record is None or not pointwise(op) or len(record.operands) != 2:
+        return
+    whole = _whole(op, 1, 2)
+    match whole.bound.lets[-1].body:
+        case Call("-" | "/" as fn, (Load() as a, Load() as b)):
+            other, inner, number = _UNDONE[fn]
+            body = Call(other, (a, Call(inner, (number, b))))
+            pieces = _Pieces(op, whole.bound, whole.operands)
+            right = pieces.placed(pieces.read(body), whole.bound.lets[-1].axes)
+            yield Sketch((whole.left,), (right,), whole.shapes)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from whet.rewrite import joint
 from whet.rewrite.bank import Bank
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.expand import expansions
-from whet.rewrite.guards import guards
+from whet.rewrite.guards import guards, signs
 from whet.rewrite.library import Entry
 from whet.rewrite.lift import forms_of, holds, lifted
 from whet.rewrite.prove import Prover
@@ -215,8 +215,10 @@ class Explorer:
             except WhetError:
                 return None
             if not isinstance(verdict, Refutation):
-                self.unknown.append(sketch.text)
-                return None
+                found = next((g for g in signs(sketch, self.scope) if holds(g, self.proven)), None)
+                if found is None:
+                    self.unknown.append(sketch.text)
+                return found
             more = [*islice(guards(sketch, verdict.counterexample.scope, self.scope), _TRIED)]
             found = next((g for g in more if holds(g, self.proven)), None)
             if found is not None or not more:
@@ -274,7 +276,7 @@ def _extents(sketch: Sketch) -> dict[Side, str]:
         for part in root.args:
             if not isinstance(part, Tree):
                 continue
-            alone = Sketch((part,), (part,), sketch.shapes, sketch.constants)
+            alone = Sketch((part,), (part,), sketch.shapes)
             try:
                 conjecture = Conjecture(f"part: {alone.text}")
                 statement = Statement(conjecture, next(forms_of(conjecture)))
@@ -309,7 +311,7 @@ def activated(sketch: Sketch) -> Iterator[Sketch]:
     for name in others:
         left, right = (tuple(side(s, name) for s in x) for x in (sketch.left, sketch.right))
         if left != sketch.left:
-            yield Sketch(left, right, sketch.shapes, sketch.constants, sketch.test)  # type: ignore[arg-type]
+            yield Sketch(left, right, sketch.shapes, sketch.test)  # type: ignore[arg-type]
 
 
 def generate(

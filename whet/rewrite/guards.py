@@ -13,8 +13,9 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from whet.rewrite.grouping import polynomials
 from whet.rewrite.scopes import Scope
-from whet.rewrite.sketch import Sketch
+from whet.rewrite.sketch import Sketch, trees
 
 _TESTS: tuple[tuple[str, Callable[[int, int], bool]], ...] = (
     ("<=", lambda a, b: a <= b),
@@ -23,6 +24,16 @@ _TESTS: tuple[tuple[str, Callable[[int, int], bool]], ...] = (
     (">", lambda a, b: a > b),
     ("==", lambda a, b: a == b),
 )
+
+
+def signs(sketch: Sketch, scope: Scope) -> Iterator[Sketch]:
+    """The sketch with one of its numbers not negative, where the prover asks for no more."""
+    used = {w for t in (*sketch.left, *sketch.right) for x in trees(t)
+            for _, v in x.attrs for p in polynomials(v) for w in p.symbols()}  # fmt: skip
+    for name in sorted(n for n in used if n.islower()):
+        if all(s.get(name, -1) >= 0 for s in scope.assignments):
+            guard = f"{name} >= 0"
+            yield replace(sketch, test=f"{sketch.test} and {guard}" if sketch.test else guard)
 
 
 def guards(sketch: Sketch, at: Mapping[str, object], scope: Scope) -> Iterator[Sketch]:

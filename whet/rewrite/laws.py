@@ -47,10 +47,12 @@ def reciprocal(s: Sum, positive: frozenset[str]) -> Sum:
 
 
 def _invertible(f: Factor) -> bool:
-    return isinstance(f, Applied) and f.fn == "exp"
+    return isinstance(f, Applied) and f.fn in ("exp", "recip")
 
 
 def _inverse(f: Factor) -> Sum:
+    if isinstance(f, Applied) and f.fn == "recip":
+        return f.args[0]
     if isinstance(f, Applied) and f.fn == "exp":
         return tm.of(Applied("exp", (tm.scaled(f.args[0], -1),)))
     return tm.of(Applied("recip", (tm.of(f),)))

@@ -19,10 +19,10 @@ from dataclasses import replace
 
 from whet.errors import WhetError
 from whet.ir.graph import topological
-from whet.ir.types import Poly, Size, substitute
+from whet.ir.types import Poly, Size, product, substitute
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.grouping import grouped, polynomials
-from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, trees
+from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, spelled, trees
 
 Proven = Callable[[Conjecture, Form], bool]
 _MOST = 64
@@ -33,7 +33,7 @@ _AGAIN = ((2, 0, 1), (0, 2, 1))
 
 def lifted(sketch: Sketch, proven: Proven) -> Sketch:
     """The sketch as general as it can be made; it is proven itself."""
-    for step in (_tensors, _atoms, _sizes, _numbers, _composed, _axes, _groups):
+    for step in (_tensors, _atoms, _sizes, _numbers, _composed, _unmoved, _resized, _axes, _groups):
         sketch = step(sketch, proven)
     return sketch
 
@@ -47,6 +47,13 @@ def forms_of(conjecture: Conjecture) -> Iterator[Form]:
         return
     for rank in _RANKS if sides.groups else (0,):
         ranks = tuple((g, rank) for g in sides.groups)
+        if "s" in sides.structural:
+            dims = [Poly.symbol(f"B{k}") for k in range(rank)]
+            shapes: list[tuple[Size, ...]] = [(*dims, 1), _folded(dims), (1, *dims)]
+            for s, t in itertools.pairwise(shapes):
+                named = (("s", s), ("t", t)) if "t" in sides.structural else (("s", s),)
+                yield Form(width, ranks, named)
+            continue
         if "p" in sides.structural:
             if rank == len(_PERMUTED) and "q" in sides.structural:
                 yield from (Form(width, ranks, (("p", _PERMUTED), ("q", q))) for q in _AGAIN)
@@ -55,6 +62,11 @@ def forms_of(conjecture: Conjecture) -> Iterator[Form]:
             continue
         for axis in range(rank) if "a" in sides.structural else (0,):
             yield Form(width, ranks, tuple((n, axis) for n in sides.structural))
+
+
+def _folded(dims: Sequence[Poly]) -> tuple[Size, ...]:
+    """Sizes with the last two made one."""
+    return (*dims[:-2], product(dims[-2:]))
 
 
 def holds(sketch: Sketch, proven: Proven) -> bool:
@@ -81,7 +93,9 @@ def _tensors(sketch: Sketch, proven: Proven) -> Sketch:
 
 def _is_applicable(sketch: Sketch) -> bool:
     """Whether one side names all tensors of the other: x - x == y - y leads nowhere."""
-    left, right = ({n for s in x for n in leaves(s)} for x in (sketch.left, sketch.right))
+    left, right = (
+        {n for s in x for n in leaves(s) if n in sketch.shapes} for x in (sketch.left, sketch.right)
+    )
     return left <= right or right <= left
 
 
@@ -120,8 +134,8 @@ def _renamed(
 def _atoms(sketch: Sketch, proven: Proven) -> Sketch:
     """A product of sizes as one size, where its factors occur nowhere else."""
     dims = [d for shape in sketch.shapes.values() for d in shape]
-    for product in dict.fromkeys(d for d in dims if "*" in d and not d.startswith("*")):
-        factors = product.split("*")
+    for composite in dict.fromkeys(d for d in dims if "*" in d and not d.startswith("*")):
+        factors = composite.split("*")
         if not all(f.isalpha() for f in factors):
             continue
         whole = factors[-1]
@@ -136,7 +150,7 @@ def _atoms(sketch: Sketch, proven: Proven) -> Sketch:
 
         coarser = replace(
             _with_values(sketch, value),
-            shapes={n: tuple(whole if d == product else d for d in shape)
+            shapes={n: tuple(whole if d == composite else d for d in shape)
                     for n, shape in sketch.shapes.items()},
         )  # fmt: skip
         if any(f in re.findall(r"[A-Z]\w*", d) for f in factors[:-1]
@@ -147,14 +161,24 @@ def _atoms(sketch: Sketch, proven: Proven) -> Sketch:
     return sketch
 
 
-def _numbers(sketch: Sketch, proven: Proven) -> Sketch:
-    """A position along an axis as any position, then steps of one as steps of any length."""
-    for name, number, letter in (("index", 0, "i"), ("index", 1, "i"), ("step", 1, "T")):
+# Attributes that are the same number everywhere, and the letters that may take its place.
+_LETTERS = (
+    ("index", 0, "i"), ("index", 1, "i"), ("step", 1, "T"),
+    ("before", 1, "b"), ("after", 1, "c"), ("value", 0.0, "v"),
+)  # fmt: skip
 
-        def free(s: Side, name: str = name, number: int = number, letter: str = letter) -> Side:
+
+def _numbers(sketch: Sketch, proven: Proven) -> Sketch:
+    """A position along an axis as any position, then steps of one as steps of any length, margins
+    as any margins, and what they hold as anything."""
+    for name, number, letter in _LETTERS:
+
+        def free(s: Side, name: str = name, number: object = number, letter: str = letter) -> Side:
             if not isinstance(s, Tree):
                 return s
-            attrs = tuple((k, Text(letter) if k == name and v == number else v) for k, v in s.attrs)
+            attrs = tuple(
+                (k, Text(letter) if k == name and s.args and v == number else v) for k, v in s.attrs
+            )
             return Tree(s.op, attrs, tuple(None if a is None else free(a) for a in s.args))
 
         wider = replace(
@@ -163,6 +187,49 @@ def _numbers(sketch: Sketch, proven: Proven) -> Sketch:
         if wider != sketch and holds(wider, proven):
             sketch = wider
     return sketch
+
+
+def _resized(sketch: Sketch, proven: Proven) -> Sketch:
+    """Tensors of one shape that are given others, as tensors of any that are given any."""
+    shapes = set(sketch.shapes.values())
+    if len(shapes) != 1 or not any("size" in dict(t.attrs) for t in _all(sketch)):
+        return sketch
+    (own,) = shapes
+    names: dict[str, Text] = {f"({', '.join(own)}{',' * (len(own) == 1)})": Text("(*B,)")}
+
+    def side(s: Side) -> Side:
+        if not isinstance(s, Tree):
+            return s
+        inner = tuple(None if a is None else side(a) for a in s.args)
+        attrs = []
+        for k, v in s.attrs:
+            if k == "size" and s.args:
+                v = names.setdefault(spelled(v), Text("stuv"[min(len(names) - 1, 3)]))
+            attrs.append((k, v))
+        return Tree(s.op, tuple(attrs), inner)
+
+    wider = replace(
+        sketch, left=tuple(map(side, sketch.left)), right=tuple(map(side, sketch.right)),
+        shapes=dict.fromkeys(sketch.shapes, ("*B",)),
+    )  # fmt: skip
+    return wider if len(names) <= 3 and holds(wider, proven) else sketch
+
+
+def _unmoved(sketch: Sketch, proven: Proven) -> Sketch:
+    """Dims that stay in their order, however many there are."""
+    (left,), right = sketch.left[:1], sketch.right[:1]
+    if not isinstance(left, Tree) or right != left.args or not isinstance(right[0], str):
+        return sketch
+    if dict(left.attrs) != {"dims": tuple(range(len(sketch.shapes[right[0]])))}:
+        return sketch
+    attrs = (("dims", Text("tuple(range(len(B)))")),)
+    wider = replace(sketch, left=(Tree(left.op, attrs, left.args),), shapes={right[0]: ("*B",)})
+    return wider if holds(wider, proven) else sketch
+
+
+def _all(sketch: Sketch) -> Iterator[Tree]:
+    for s in (*sketch.left, *sketch.right):
+        yield from trees(s)
 
 
 def _composed(sketch: Sketch, proven: Proven) -> Sketch:
@@ -199,22 +266,20 @@ def _with_values(sketch: Sketch, value: Callable[[object], object]) -> Sketch:
 # -- sizes ---------------------------------------------------------------------------------------
 def _sizes(sketch: Sketch, proven: Proven) -> Sketch:
     """Every dim of every tensor with a size of its own, but for what the operators force."""
-    if any(c for c in sketch.constants.values() if any(x.isupper() for x in c)):
-        return sketch
     used = {n for s in (*sketch.left, *sketch.right) for n in leaves(s)}
     fresh: dict[str, str] = {}
-    shapes: dict[str, tuple[str, ...]] = {}
-    for name in (n for n in sketch.shapes if n in used):
-        dims = []
-        for d in sketch.shapes[name]:
-            if not (d.isalnum() and d[0].isalpha()):
-                return sketch
-            fresh[f"{d}{len(fresh)}"] = d
-            dims.append(next(reversed(fresh)))
-        shapes[name] = tuple(dims)
+
+    def new(match: re.Match[str]) -> str:
+        fresh[f"{match[0]}{len(fresh)}"] = match[0]
+        return next(reversed(fresh))
+
+    shapes = {
+        name: tuple(re.sub(r"[A-Z]\w*", new, d) for d in sketch.shapes[name])
+        for name in sketch.shapes if name in used
+    }  # fmt: skip
     found: list[Sketch] = []
     for sides in itertools.islice(_attributes(sketch, fresh), _MOST):
-        finer = _unified(replace(sketch, left=sides[0], right=sides[1], shapes=shapes))
+        finer = _unified(replace(sketch, left=sides[0], right=sides[1], shapes=shapes), fresh)
         if finer is not None and finer not in found:
             found.append(finer)
     found.sort(key=lambda s: -len({d for dims in s.shapes.values() for d in dims}))
@@ -272,10 +337,15 @@ def _attributes(
         )
 
 
-def _unified(sketch: Sketch) -> Sketch | None:
-    """With sizes identified until both sides can be built and have equal types."""
+def _unified(sketch: Sketch, fresh: Mapping[str, str]) -> Sketch | None:
+    """With sizes identified until both sides can be built and have equal types: those that must be
+    equal, and where formulas of several must be, those that stood for the same one.
+
+    Args:
+        fresh: what each size stood for.
+    """
     to: dict[str, str] = {}
-    for _ in range(12):
+    for _ in range(len(fresh)):
         now = _with_sizes(sketch, to)
         try:
             statement = Statement(Conjecture(f"unified: {now.text}"))
@@ -295,6 +365,7 @@ def _unified(sketch: Sketch) -> Sketch | None:
         if not open_:
             return now
         more = next((m for a, b in open_ if (m := _solution(a, b)) is not None), None)
+        more = more or next((m for a, b in open_ if (m := _counterparts(a, b, fresh))), None)
         if more is None:
             return None
         old, new = more
@@ -309,6 +380,8 @@ def _solution(a: object, b: object) -> tuple[str, str] | None:
     if gap is None or len(gap.terms) != 2:
         return None
     (m, c), (n, d) = gap.terms
+    if not all(isinstance(atom, str) for atom in (*m, *n)):  # quotients
+        return None
     if len(m) == len(n) == 1 and c == -d:
         return str(max(m[0], n[0], key=str)), str(min(m[0], n[0], key=str))
     if m and n and len(m) == len(n) == 2 and c == -d:
@@ -319,6 +392,13 @@ def _solution(a: object, b: object) -> tuple[str, str] | None:
     return None
 
 
+def _counterparts(a: object, b: object, fresh: Mapping[str, str]) -> tuple[str, str] | None:
+    """(name, name) of two sizes, each in one of two formulas, that stood for the same size."""
+    first, second = (v.symbols() if isinstance(v, Poly) else frozenset() for v in (a, b))
+    ones, others = ([n for n in fresh if n in s] for s in (first - second, second - first))
+    return next(((y, x) for x in ones for y in others if fresh[x] == fresh[y]), None)
+
+
 def _with_sizes(sketch: Sketch, to: Mapping[str, str]) -> Sketch:
     symbols = {k: Poly.symbol(v) for k, v in to.items()}
 
@@ -327,7 +407,10 @@ def _with_sizes(sketch: Sketch, to: Mapping[str, str]) -> Sketch:
             return tuple(map(value, v))
         return substitute(v, symbols) if isinstance(v, Poly) else v
 
-    shapes = {n: tuple(to.get(d, d) for d in dims) for n, dims in sketch.shapes.items()}
+    def renamed(d: str) -> str:
+        return re.sub(r"[A-Z]\w*", lambda m: to.get(m[0], m[0]), d)
+
+    shapes = {n: tuple(map(renamed, dims)) for n, dims in sketch.shapes.items()}
     return replace(_with_values(sketch, value), shapes=shapes)
 
 

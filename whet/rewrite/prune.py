@@ -14,7 +14,7 @@ from whet.rewrite.conjecture import Conjecture, Statement
 from whet.rewrite.decide import derivation
 from whet.rewrite.lift import forms_of
 from whet.rewrite.prove import Prover
-from whet.rewrite.syntax import Apply, Var, walk
+from whet.rewrite.syntax import Apply, Var, operators, walk
 
 _NODES, _ROUNDS = 160, 3
 
@@ -63,7 +63,7 @@ def near(rule: Conjecture, others: Mapping[str, Conjecture]) -> dict[str, Conjec
 @functools.cache
 def _operators(c: Conjecture) -> frozenset[str]:
     sides = c.sides(2 if c.width_name else 0)
-    return frozenset(p.op for p in walk((*sides.left, *sides.right)) if isinstance(p, Apply))
+    return operators((*sides.left, *sides.right))
 
 
 def _generality(c: Conjecture) -> tuple[int, int, int]:

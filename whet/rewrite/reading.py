@@ -121,6 +121,8 @@ class Reader:
             for k, axis in reversed(list(enumerate(axes))):
                 if k == 0:
                     env[axis] = rest
+                elif all(instance.extents[a] == 1 for a in axes[:k]):
+                    rest, env[axis] = 0, rest  # all of the dim
                 else:
                     rest, env[axis] = self.split(rest, instance.extents[axis], known)
         found = place.let(out, env, known)

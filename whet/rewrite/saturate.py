@@ -8,8 +8,10 @@ round than it may have rests for a few (the backoff of egg, Willsey et al., POPL
 rule that is always applicable does not starve the others.
 
     journal := (given | round) *                 one line of JSON each
+    round of a run that is `first`: only matches that `saves` is said of; what they leave undone is
+    found again later
     given   := a match that another search found, as in a certificate
-    round   := drawn, applied, nodes             nodes: e-nodes after it
+    round   := drawn, applied, nodes, first      nodes: e-nodes after it
     drawn   := (way, matches, rested) *          in the order they were asked
 
 Matches come in one order, so `replay` needs no more than how many there were, whatever ended the
@@ -54,6 +56,7 @@ class Saturation:
         prover: says which statements hold.
         admit: says which matches may be used of those that hold over the reals.
         idle: says of a class that no match begins there.
+        saves: says of a match that it leads to what costs less, whatever else is done.
         equations: what was applied, by number; the reasons in `classes`.
         counts: equations by rule.
         refused: matches that were none, by reason.
@@ -67,6 +70,7 @@ class Saturation:
     prover: Prover = field(default_factory=Prover)
     admit: Admit | None = None
     idle: Callable[[Node], bool] = lambda _: False
+    saves: Admit = lambda _: True
     equations: list[Match] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -81,22 +85,26 @@ class Saturation:
         self._stated: set[tuple[object, ...]] = set()
         self._missed: dict[Way, set[Node] | None] = dict.fromkeys(self.ways)
         self._depth = max((_depth(w) for w in self.ways), default=0)
+        self._first = False
 
     def run(
-        self, budget: Budget | None = None, *, rounds: int = 12, matches: int = MATCHES
-    ) -> StopReason:
+        self, budget: Budget | None = None, *, rounds: int = 12, matches: int = MATCHES,
+        first: bool = False,
+    ) -> StopReason:  # fmt: skip
         """Grow the e-graph.
 
         Args:
             budget: of nodes (e-nodes that are added) and seconds.
             rounds: at most so many.
             matches: of one way in one round.
+            first: only what `saves`.
 
         Returns:
             Why it ended: SATURATED where no way has anything to add.
         """
         budget = budget or Budget()
         self.stop = None
+        self._phase(first)
         for _ in range(rounds):
             news = self._round(budget, matches)
             self.rounds += 1
@@ -123,25 +131,33 @@ class Saturation:
                     continue
                 asked = [(ways[name], int(count), rests) for name, count, rests in row["drawn"]]
                 applied, nodes = int(row["applied"]), int(row["nodes"])
+                self._phase(bool(row["first"]))
             except (ValueError, KeyError, TypeError) as fault:
                 raise SearchError("not a round of a journal of these ways", got=line[:80],
                                   expected=fault, where=f"round {number}") from None  # fmt: skip
             self._begin()
-            view, matches = View(self.classes, self.idle), list[tuple[Way, Match]]()
+            view, matches = View(self.classes, self.idle), list[tuple[Way, list[Match]]]()
             for way, count, rests in asked:
                 drawn = self._found(view, way)
                 found = list(islice(drawn, count))
-                matches += ((way, m) for m in found)
+                matches.append((way, found))
                 if len(found) != count or (not rests and next(drawn, None) is not None):
                     raise SearchError("another number of matches than in the journal",
                                       expected=count, got=len(found), where=way.name)  # fmt: skip
                 self._rest(way) if rests else self._seen(way)
-            for way, match in matches[:applied]:
+            for way, match in islice(_in_turn(matches), applied):
                 self.apply(match, way)
             self.rounds += 1
             if len(self.classes) != nodes:
                 raise SearchError("another e-graph than in the journal", expected=nodes,
                                   got=len(self.classes), where=f"round {number}")  # fmt: skip
+
+    def _phase(self, first: bool) -> None:
+        """What was left out by a run that was `first` is to be found again."""
+        if self._first and not first:
+            self._missed = dict.fromkeys(self.ways)
+            self._resting.clear()
+        self._first = first
 
     def _round(self, budget: Budget, most: int) -> bool:
         self._begin()
@@ -160,16 +176,15 @@ class Saturation:
             if (matches or way is self.ways[-1]) and budget.stop() is not None:
                 break
         news, applied = False, 0
-        for way, matches in drawn:
-            for match in matches:
-                before = len(self.classes)
-                news |= self.apply(match, way)
-                applied += 1
-                budget.spend(nodes=max(0, len(self.classes) - before))
-                full = budget.nodes_left <= 0  # a clock is slower to read than a count
-                if full or (applied % _PER_LOOK == 0 and budget.stop() is not None):
-                    self._write(rows, applied)
-                    return True
+        for way, match in _in_turn(drawn):
+            before = len(self.classes)
+            news |= self.apply(match, way)
+            applied += 1
+            budget.spend(nodes=max(0, len(self.classes) - before))
+            full = budget.nodes_left <= 0  # a clock is slower to read than a count
+            if full or (applied % _PER_LOOK == 0 and budget.stop() is not None):
+                self._write(rows, applied)
+                return True
         self._write(rows, applied)
         return news
 
@@ -179,7 +194,7 @@ class Saturation:
         return matched(proven(place, self.prover), {**place.bindings, "roots": []}, nodes)
 
     def _write(self, rows: Sequence[tuple[str, int, bool]], applied: int) -> None:
-        row = {"drawn": rows, "applied": applied, "nodes": len(self.classes)}
+        row = {"drawn": rows, "applied": applied, "nodes": len(self.classes), "first": self._first}
         self.journal.append(json.dumps(row, ensure_ascii=False))
 
     def _begin(self) -> None:
@@ -210,7 +225,7 @@ class Saturation:
             bound = {k: None if n is None else self.classes.add(n)
                      for k, n in match.tensors.items()}  # fmt: skip
             match = replace(match, tensors=bound, element=match.dtype)
-        elif self._is_stated(match, way):
+        elif (self._first and not self.saves(match)) or self._is_stated(match, way):
             return False
         try:
             left, right = match.left, match.right
@@ -277,6 +292,12 @@ class Saturation:
             bound = (*match.tensors.values(), *match.own.values())
             todo.extend(self._born[n] for n in bound if n is not None and n in self._born)
         return [self.equations[k] for k in sorted(kept)]
+
+
+def _in_turn(drawn: Sequence[tuple[Way, list[Match]]]) -> Iterator[tuple[Way, Match]]:
+    """The first match of each way, then the second of each: none starves where space runs out."""
+    for k in range(max((len(ms) for _, ms in drawn), default=0)):
+        yield from ((way, ms[k]) for way, ms in drawn if k < len(ms))
 
 
 def is_safe(match: Match) -> bool:

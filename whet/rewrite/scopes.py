@@ -22,7 +22,8 @@ from whet.ir.graph import Node
 from whet.ir.types import Poly, Size
 from whet.rewrite import formula
 from whet.rewrite.conjecture import build
-from whet.rewrite.syntax import Pattern, Reader
+from whet.rewrite.sketch import Side, Tree
+from whet.rewrite.syntax import Literal, Pattern, Reader, Var
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Leaf:
         name: what it is called.
         shape: over symbols.
         node: a constant's graph over symbols; None for a tensor.
+        tree: the same written out.
     """
 
     text: str
     name: str
     shape: tuple[Size, ...]
     node: Node | None = None
+    tree: Side | None = None
 
     def at(self, sizes: Mapping[str, int]) -> Node:
         """A constant at given sizes."""
@@ -115,8 +118,9 @@ def _leaf(text: str, scope: Mapping[str, object]) -> Leaf:
         dims = tensor.slice.elts if isinstance(tensor.slice, ast.Tuple) else [tensor.slice]
         shape = tuple(formula.size(formula.evaluate(d, scope), d) for d in dims)
         return Leaf(text.strip(), ast.unparse(tensor.value), shape)
-    (node,) = build(_pattern(body), {}, scope)
-    return Leaf(body, name, node.shape, node)
+    pattern = _pattern(body)
+    (node,) = build(pattern, {}, scope)
+    return Leaf(body, name, node.shape, node, written(pattern[0], scope))
 
 
 def _pattern(text: str) -> tuple[Pattern, ...]:
@@ -137,17 +141,19 @@ _SIZES = (
 # that is cut, S, and where: k < l < h <= S, and m < n <= l - k.
 _NUMBERS: tuple[Mapping[str, int], ...] = (
     {"s": 2, "t": 1, "p": 1, "q": 0, "d": 1, "f": 2, "e": 3, "i": 0, "j": 1, "T": 1,
-     "H": 7, "W": 8, "R": 2, "Q": 3, "S": 7, "k": 1, "l": 5, "h": 6, "m": 1, "n": 3},
+     "H": 7, "W": 8, "R": 2, "Q": 3, "S": 7, "k": 1, "l": 5, "h": 6, "m": 1, "n": 3, "b": 1},
     {"s": 1, "t": 2, "p": 0, "q": 1, "d": 2, "f": 1, "e": 2, "i": 0, "j": 1, "T": 1,
-     "H": 5, "W": 6, "R": 1, "Q": 2, "S": 5, "k": 1, "l": 3, "h": 4, "m": 0, "n": 2},
+     "H": 5, "W": 6, "R": 1, "Q": 2, "S": 5, "k": 1, "l": 3, "h": 4, "m": 0, "n": 2, "b": 2},
     {"s": 3, "t": 1, "p": 2, "q": 1, "d": 1, "f": 1, "e": 5, "i": 0, "j": 1, "T": 1,
-     "H": 9, "W": 5, "R": 3, "Q": 1, "S": 6, "k": 2, "l": 5, "h": 6, "m": 1, "n": 3},
+     "H": 9, "W": 5, "R": 3, "Q": 1, "S": 6, "k": 2, "l": 5, "h": 6, "m": 1, "n": 3, "b": 1},
     {"s": 1, "t": 1, "p": 0, "q": 0, "d": 1, "f": 1, "e": 1, "i": 0, "j": 1, "T": 1,
-     "H": 6, "W": 5, "R": 2, "Q": 2, "S": 5, "k": 1, "l": 4, "h": 5, "m": 2, "n": 3},
+     "H": 6, "W": 5, "R": 2, "Q": 2, "S": 5, "k": 1, "l": 4, "h": 5, "m": 2, "n": 3, "b": 3},
 )
 
 _CONV = {"stride": ["(s, t)"], "padding": ["(p, q)"], "dilation": ["(d, f)"]}
-_POOL = {**_CONV, "kernel": ["(3, 2)"], "extra": ["(0, 0)"], "include_padding": ["1", "0"]}
+# No window lies in the padding alone.
+_POOL = {**_CONV, "kernel": ["(R + p, Q + q)"], "extra": ["(0, 0)"],
+         "include_padding": ["1", "0"]}
 _CUT = {"start": ["0", "k", "l", "k", "m", "k + m"], "stop": ["S", "l", "h", "h", "n", "k + n"],
         "index": ["i", "i + k"]}
 _PART = {"start": ["k"], "stop": ["l"], "index": ["i"]}
@@ -160,6 +166,12 @@ _XYWV = ("x[M, C, H, W]", "y[M, C, H, W]", "w[O, C, R, Q]", "v[O, C, R, Q]")
 _ENLARGED = {"stride": ["(s, t)"], "dilation": ["(1, 1)"], "groups": ["G"],
              "padding": ["(0, 0)", "(1, 1)"], "axis": ["2", "3"],
              "before": ["1"], "after": ["1"], "value": ["0.0"]}
+_MARGIN = {"stride": ["(s, t)"], "groups": ["G"], "axis": ["2", "3"], "value": ["0.0"],
+           "padding": ["(p, q)", "(p + b, q)", "(p, q + b)"], "before": ["b"], "after": ["b"]}
+_ONE = {"stride": ["(1, 1)"], "padding": ["(0, 0)"], "dilation": ["(1, 1)"], "groups": ["1"]}
+_EYE = "tril(triu(full(size=({0}, {0}), value=1.0), 0), 0)"
+_EYES = f"reshape({_EYE.format('C')}, size=(C, C, 1, 1))"
+_WIDE = "pad(pad({}, axis=2, before=1, after=1, value=0.0), axis=3, before=1, after=1, value=0.0)"
 _ATTENTION = {"dims": ["(0, 1, 3, 2)"], "axis": ["3"], "scale": ["1.0"], "causal": ["0"],
               "group": ["1"]}
 
@@ -173,15 +185,47 @@ SCOPES: tuple[Scope, ...] = (
           {"index": ["0", "1"]}, widths=(2, 3), first=True),
     Scope("cuts", 2, ("x[S, M]", "y[S, M]", "z[S, N]", "s[()]"),
           ("slice", "select", "concat", "add", "mul", "relu", "neg", "permute"), _CUT, first=True),
+    Scope("sums and products", 2, ("x[M, K]", "y[M, K]", "r[M, 1]", "c[K]", "s[()]"),
+          ("add", "mul"), first=True),
+    Scope("nothing moves", 1, ("x[M, K, N]",), ("permute", "reshape"),
+          {"dims": ["(0, 1, 2)"], "size": ["(M, K, N)"]}, first=True),
+    Scope("reshapes", 2, ("x[M, K, N]", "y[M, K, N]", "s[()]"),
+          ("reshape", "relu", "add", "mul", "neg"), first=True),
+    # zero, one, identities
+    Scope("neutral elements", 1,
+          ("x[M, K]", "y[M, K]", "zeros = full(size=(M, K), value=0.0)",
+           "ones = full(size=(M, K), value=1.0)", "zero = full(size=(), value=0.0)",
+           "one = full(size=(), value=1.0)", "two = full(size=(), value=2.0)",
+           "back = full(size=(), value=-1.0)"),
+          ("add", "sub", "mul", "div", "neg", "relu", "maximum", "minimum"), first=True),
+    Scope("neutral matrices", 1,
+          ("x[M, K]", "w[N, K]", "a[K, N]", f"eye = {_EYE.format('K')}",
+           "zeros = full(size=(K, N), value=0.0)"), ("matmul", "linear")),
+    Scope("neutral kernels", 1,
+          ("x[M, C, H, W]", f"eye = {_EYES}",
+           "each = full(size=(C, 1, 1, 1), value=1.0)",
+           f"wide = {_WIDE.format('full(size=(C, 1, 1, 1), value=1.0)')}",
+           f"wider = {_WIDE.format(_EYES)}"),
+          ("conv2d",), {**_ONE, "padding": ["(0, 0)", "(1, 1)"], "groups": ["1", "C"]}),
     Scope("cuts put together", 3, ("x[S, M]", "y[N, S]"), ("slice", "concat"), _CUT),
     # products of matrices
     Scope("matrices", 3, _XYAB, ("matmul", "add", "concat", "slice")),
     Scope("matrices element by element", 2, (*_XYAB, "s[()]"), ("matmul", *_SHAPE)),
+    Scope("scaled matrices", 2,
+          ("x[M, K]", "a[K, N]", "r[M, 1]", "k[K]", "c[N]", "d[K, 1]"),
+          ("matmul", "mul", "reshape"), {"size": ["(K, 1)"]}),
+    Scope("differences of products", 2,
+          ("x[M, K]", "y[M, K]", "a[K, N]", "b[K, N]"), ("matmul", "sub", "neg")),
+    Scope("rows of matrices", 3, ("x[M, K, N]", "w[P, N]", "a[N, P]", "c[P]"),
+          ("matmul", "linear", "reshape"), {"size": ["(M*K, N)", "(M*K, P)", "(M, K, P)"]}),
     Scope("transposes", 3, ("x[M, K]", "a[K, N]", "s[()]"), ("matmul", "mul", "permute")),
     Scope("chains", 2, ("x[M, K]", "a[K, N]", "b[K, N]", "c[N, P]"), ("matmul", "add", "mul")),
     Scope("batches", 2,
           ("x[B, M, K]", "y[B, M, K]", "w[K, N]", "v[K, N]", "a[B, K, N]", "b[B, K, N]"),
           ("matmul", "add", "concat")),
+    Scope("chains of batches", 2,
+          ("x[B, M, K]", "w[K, N]", "v[N, P]", "a[B, K, N]", "b[B, N, P]", "u[M, K]"),
+          ("matmul", "permute"), {"dims": ["(0, 2, 1)"]}),
     Scope("products by a number", 2, ("x[B, M, K]", "a[B, K, N]", "s[()]"),
           ("matmul", "mul", "div")),
     Scope("layers", 3,
@@ -199,6 +243,20 @@ SCOPES: tuple[Scope, ...] = (
     # convolutions
     Scope("convolutions element by element", 2, (*_XYWV, "s[()]"),
           ("conv2d", *_SHAPE), {**_CONV, **_TURNED, "groups": ["1"]}),
+    Scope("images", 3, _XYWV, ("conv2d", "add", "concat"), {**_CONV, "groups": ["1"]}),
+    Scope("images in groups", 2,
+          ("x[M, G*C, H, W]", "y[M, G*C, H, W]", "w[G*O, C, R, Q]", "v[G*O, C, R, Q]", "s[()]",
+           "c[G*O]"), ("conv2d", "add", "mul", "concat", "slice"),
+          {**_CONV, **_PART, "groups": ["G"]}),
+    Scope("sums of images", 3,
+          ("x[M, G*C, H, W]", "y[M, G*C, H, W]", "w[G*O, C, R, Q]"), ("conv2d", "add"),
+          {**_CONV, "groups": ["G"]}),
+    Scope("images as groups", 3, _XYWV, ("conv2d", "concat"), {**_CONV, "groups": ["1", "2"]}),
+    Scope("parts of images", 2, ("x[S, C, H, W]", "w[S, C, R, Q]", "y[M, S, H, W]"),
+          ("conv2d", "slice"), {**_CONV, **_PART, "groups": ["1"]}),
+    Scope("scaled images", 2,
+          ("x[M, C, H, W]", "w[O, C, R, Q]", "k[C, 1, 1]", "s[()]"), ("conv2d", "mul"),
+          {**_CONV, "groups": ["1"]}),
     Scope("convolutions with bias", 3,
           ("x[M, C, H, W]", "w[O, C, R, Q]", "v[O, C, R, Q]", "c[O]"), ("conv2d", "concat"),
           {**_CONV, "groups": ["1"]}),
@@ -208,6 +266,13 @@ SCOPES: tuple[Scope, ...] = (
           {**_CONV, "groups": ["G"], "size": ["(G*O,)", "(G*O, 1, 1, 1)"]}),
     Scope("enlarged kernels", 3, ("x[M, G*C, H, W]", "w[G*O, C, 1, 1]"), ("conv2d", "pad"),
           _ENLARGED),
+    Scope("margins of kernels", 2, ("x[M, G*C, H, W]", "w[G*O, C, R, Q]"), ("conv2d", "pad"),
+          {**_MARGIN, "dilation": ["(1, 1)"]}),
+    Scope("margins of images", 2, ("x[M, G*C, H, W]", "w[G*O, C, R, Q]"), ("conv2d", "pad"),
+          {**_MARGIN, "dilation": ["(d, f)"]}),
+    Scope("convolutions as products", 3, ("x[M, C, H, W]", "u[O, C, 1, 1]"),
+          ("conv2d", "matmul", "reshape"),
+          {**_ONE, "size": ["(O, C)", "(M, C, H*W)", "(M, O, H*W)"]}),
     # what stands before and after a layer
     Scope("channels of layers", 3, ("x[M, K]", "w[N, K]", "k[K]", "c[N]"),
           ("linear", "add", "mul", "reshape"), {"size": ["(N, 1)"]}),
@@ -216,16 +281,60 @@ SCOPES: tuple[Scope, ...] = (
     # parts of what is computed element by element, and what is put together again
     Scope("parts", 2, ("x[S, K, N]", "y[S, K, N]", "s[()]"),
           ("slice", "select", "add", "mul", "relu", "neg"), _PART),
-    Scope("quotients", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("mul", "div", "reciprocal")),
-    Scope("differences", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("add", "sub", "neg")),
+    Scope("quotients", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("mul", "div", "reciprocal"),
+          first=True),
+    Scope("differences", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("add", "sub", "neg"),
+          first=True),
+    # sums, extremes, functions
+    Scope("sums", 2, ("x[M, K]", "y[M, K]", "r[M, 1]", "s[()]"),
+          ("sum", "mean", "add", "mul", "concat", "permute")),
+    Scope("sums of sums", 2, ("x[M, K, N]",), ("sum", "mean", "amax", "amin", "reshape"),
+          {"size": ["(M, K*N)", "(M*K, N)"]}, exact=False),
+    Scope("sums of products", 3, ("x[M, K]", "a[K, N]"), ("sum", "matmul", "reshape"),
+          {"size": ["(K, 1)", "(1, K)", "(M,)", "(N,)", "(M, 1)"]}),
+    Scope("extremes", 2, ("x[M, K]", "y[M, K]", "z[M, K]"),
+          ("amax", "amin", "maximum", "minimum", "neg", "concat", "relu"), exact=False),
+    Scope("shifted extremes", 2, ("x[M, K]", "y[M, K]", "r[M, 1]"),
+          ("amax", "maximum", "add"), exact=False),
+    Scope("absolute values", 2, ("x[M]", "y[M]"), ("relu", "abs", "neg", "add", "sub", "maximum"),
+          exact=False),
+    Scope("exponentials", 2, ("x[M]", "y[M]"), ("exp", "log", "add", "mul", "neg", "reciprocal"),
+          exact=False),
+    Scope("roots", 2, ("x[M]", "y[M]"), ("sqrt", "rsqrt", "square", "mul", "div", "reciprocal"),
+          exact=False),
+    Scope("sigmoids", 3, ("x[M]", "one = full(size=(), value=1.0)",
+                          "two = full(size=(), value=2.0)"),
+          ("sigmoid", "tanh", "neg", "mul", "add"), exact=False),
+    Scope("normal over rows", 2, ("x[M, K]", "y[M, K]", "r[M, 1]", "z[P, K]"),
+          ("softmax", "log_softmax", "logsumexp", "exp", "log", "add", "permute", "concat"),
+          {"axis": ["0", "1"]}, exact=False),
+    Scope("norms", 2, ("x[M, K]", "y[P, K]", "r[M, 1]", "g[K]", "c[K]"),
+          ("layer_norm", "rms_norm", "add", "mul", "concat"), {"eps": ["e"], "size": ["(K,)"]},
+          exact=False),
     # pooling; a mean over windows is a convolution
     Scope("pools", 2, ("x[M, C, H, W]", "y[M, C, H, W]", "s[()]"),
-          ("avg_pool2d", "max_pool2d", "add", "mul", "concat", "relu"), _POOL),
+          ("avg_pool2d", "max_pool2d", "add", "mul", "concat", "relu"), _POOL, exact=False),
+    Scope("pools and kernels", 2, ("x[M, C, H, W]", "w[O, C, 1, 1]"),
+          ("avg_pool2d", "conv2d"), {**_POOL, **_ONE, "stride": ["(s, t)", "(1, 1)"],
+                                     "padding": ["(p, q)", "(0, 0)"]}),
     Scope("pools as convolutions", 1,
-          ("x[M, C, H, W]", "mean = full(size=(C, 1, 3, 2), value=1.0) / 6"),
-          ("avg_pool2d", "conv2d"), {**_POOL, "groups": ["C"]}),
+          ("x[M, C, H, W]", "mean = full(size=(C, 1, 3, 2), value=1.0) / 6",
+           "square = full(size=(C, 1, 2, 2), value=0.25)"),
+          ("avg_pool2d", "conv2d"),
+          {**_POOL, "kernel": ["(3, 2)", "(2, 2)"], "dilation": ["(1, 1)"], "groups": ["C"]}),
 )
 # fmt: on
+
+
+def written(p: Pattern, scope: Mapping[str, object]) -> Side:
+    """A constant's pattern written out, with sizes as they are in `scope`."""
+    match p:
+        case Literal(value):
+            return f"{value:g}"
+        case Var(name):
+            return name
+    attrs = tuple((k, formula.evaluate(e, scope)) for k, e in p.attrs)
+    return Tree(p.op, attrs, tuple(None if a is None else written(a, scope) for a in p.args))
 
 
 def scopes(names: Sequence[str] = ()) -> Iterator[Scope]:

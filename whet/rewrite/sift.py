@@ -22,11 +22,13 @@ from whet.rewrite import formula, pattern
 from whet.rewrite.bank import Bank
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.kinds import Member
-from whet.rewrite.sketch import Side, Sketch, Tree, leaves
+from whet.rewrite.scopes import written
+from whet.rewrite.sketch import Side, Sketch, Tree, leaves, spelled
 from whet.rewrite.syntax import Apply, Literal, Pattern, Sides, Var, is_structural, walk
 
 Classes = Mapping[str, int]
-Uses = tuple[tuple[Apply, int], ...]
+Attrs = tuple[tuple[str, object], ...]
+Uses = tuple[tuple[Apply, Attrs], ...]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Sift:
     _place: dict[Member, int] = field(default_factory=dict)
     _sizes: dict[Member, int] = field(default_factory=dict)
     _below: int = 0
+
+    def __post_init__(self) -> None:
+        self._tensors = {x.name for x in self.bank.scope.leaves if x.node is None}
 
     def run(self) -> None:
         """All classes, by the size of their members; the most general equalities first."""
@@ -95,7 +100,10 @@ class Sift:
                 self.tell(f"{bank.scope.name}: size {size}, class {done:,} of {len(groups):,}")
             if size in group.sizes:
                 self._join(group, c, size)
-                waiting += [(-self._breadth(group.members[k], c), c, k) for k in group.apart(size)]
+                for k in group.apart(size):
+                    breadth = self._breadth(group.members[k], c)
+                    if breadth:  # what has no tensors is computed, not rewritten
+                        waiting.append((-breadth, c, k))
         for done, (_, c, k) in enumerate(sorted(waiting)):
             if done % 200 == 0:
                 self.tell(f"{bank.scope.name}: size {size}, {done:,} of {len(waiting):,}, "
@@ -139,18 +147,18 @@ class Sift:
             (sides[1],),
             {x.name: tuple(map(str, x.shape)) for x in scope.leaves
              if x.node is None and x.name in used},
-            {x.name: x.text for x in scope.leaves if x.node is not None},
         )  # fmt: skip
 
     def _tree(self, m: Member | None, c: int) -> Side:
         if m is None:
-            return self.bank.scope.leaves[c].name
+            leaf = self.bank.scope.leaves[c]
+            return leaf.name if leaf.tree is None else leaf.tree
         maker = self.bank.makers[m.maker]
         args = tuple(None if a < 0 else self._tree(self.bank.made[a], a) for a in m.args)
         return Tree(maker.op, maker.attrs, args)
 
     def _breadth(self, m: Member | None, c: int) -> int:
-        return len(set(leaves(self._tree(m, c))))
+        return len({n for n in leaves(self._tree(m, c)) if n in self._tensors})
 
     def _size(self, m: Member) -> int:
         if m not in self._sizes:
@@ -190,14 +198,28 @@ class Sift:
             if bank.constants.get(c) == p.value:
                 yield known
         elif isinstance(p, Apply):
-            text = _closed(p)
-            if text is not None and bank.texts.get(text) == c:
-                yield known
-                return
             first = bank.made[c]
+            if first is None and c < len(bank.scope.leaves):
+                tree = bank.scope.leaves[c].tree
+                if tree is not None:
+                    yield from self._constant(p, tree, known)
             for m in bank.members.get(c) or ([first] if first is not None else []):
                 if bank.makers[m.maker].op == p.op and self._size(m) < self._below:
                     yield from self._member(rule, p, m, known)
+
+    def _constant(
+        self, p: Pattern | None, tree: Side | None, known: tuple[Classes, Uses]
+    ) -> Iterator[tuple[Classes, Uses]]:
+        """A pattern without tensors at a constant."""
+        if isinstance(p, Literal):
+            if tree == f"{p.value:g}":
+                yield known
+        elif isinstance(p, Apply) and isinstance(tree, Tree):
+            if p.op == tree.op and len(p.args) == len(tree.args):
+                found = [(known[0], (*known[1], (p, tree.attrs)))]
+                for q, a in zip(p.args, tree.args, strict=True):
+                    found = [y for x in found for y in self._constant(q, a, x)]
+                yield from found
 
     def _member(
         self, rule: _Rule, p: Apply, m: Member, known: tuple[Classes, Uses]
@@ -210,7 +232,7 @@ class Sift:
         if len(m.args) == 2 and m.args[0] != m.args[1] and pattern.commutes(p.op):
             orders.append(m.args[::-1])
         for args in orders:
-            found: list[tuple[Classes, Uses]] = [(classes, (*uses, (p, m.maker)))]
+            found: list[tuple[Classes, Uses]] = [(classes, (*uses, (p, maker.attrs)))]
             for q, a in zip(p.args, args, strict=True):
                 found = [y for x in found for y in self._match(rule, q, a, x)]
                 if not found:
@@ -225,8 +247,8 @@ class Sift:
             shape = rule.sides.variables[name].shape or ()
             actual = bank.kinds[bank.kind[c]].shape
             found = pattern.match_shape(name, shape, actual, found) if found is not None else None
-        for p, maker in uses:
-            attrs = dict(bank.makers[maker].attrs)
+        for p, given in uses:
+            attrs = dict(given)
             for name, e in p.attrs:
                 free = formula.names(e) - found.scope.keys() if found is not None else ()
                 if found is not None and free:
@@ -246,9 +268,13 @@ class Sift:
             c = next((k for k, v in bank.constants.items() if v == p.value), None)
             return None if c is None else (None, c)
         assert isinstance(p, Apply)
-        text = _closed(p)
-        if text in bank.texts:
-            return None, bank.texts[text]
+        if not any(isinstance(q, Var) and q.name in rule.sides.variables for q in walk((p,))):
+            try:
+                c = bank.texts.get(spelled(written(p, scope)))
+            except WhetError:
+                c = None
+            if c is not None:
+                return None, c
         args: list[int] = []
         for a in p.args:
             inner = (None, -1) if a is None else self._make(a, rule, classes, scope)
@@ -289,18 +315,6 @@ def _fits(shape: Sequence[object], rank: int) -> bool:
 
 def _variables(p: Pattern, sides: Sides) -> set[str]:
     return {q.name for q in walk((p,)) if isinstance(q, Var) and q.name in sides.variables}
-
-
-def _closed(p: Apply) -> str | None:
-    """The text of an expression without tensors."""
-    if any(isinstance(q, Var) for q in walk((p,))):
-        return None
-    import ast
-
-    parts = [_closed(a) if isinstance(a, Apply) else str(a.value) if isinstance(a, Literal) else ""
-             for a in p.args]  # fmt: skip
-    parts += [f"{k}={ast.unparse(e)}" for k, e in p.attrs]
-    return f"{p.op}({', '.join(map(str, parts))})"
 
 
 class _Group:

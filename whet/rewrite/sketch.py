@@ -38,14 +38,12 @@ class Sketch:
     Attributes:
         left, right: each one output or several.
         shapes: dims of each tensor as texts, in the order of first use.
-        constants: expressions that stand for names.
         test: condition, or nothing.
     """
 
     left: tuple[Side, ...]
     right: tuple[Side, ...]
     shapes: Mapping[str, tuple[str, ...]]
-    constants: Mapping[str, str]
     test: str = ""
 
     @property
@@ -62,8 +60,6 @@ class Sketch:
         if s is None:
             return "None"
         if isinstance(s, str):
-            if s in self.constants:
-                return self.constants[s]
             if s in seen or s not in self.shapes:
                 return s
             seen.add(s)
@@ -98,7 +94,7 @@ class Sketch:
             if s is None:
                 return None
             if isinstance(s, str):
-                return to.get(s, s if s in self.constants else again(s))
+                return to.get(s, again(s))
             attrs = tuple((k, Text(again(spelled(v)))) for k, v in s.attrs)
             return Tree(s.op, attrs, tuple(side(a) for a in s.args))
 
@@ -106,7 +102,6 @@ class Sketch:
             tuple(x for x in map(side, self.left) if x is not None),
             tuple(x for x in map(side, self.right) if x is not None),
             {to[n]: tuple(map(again, self.shapes[n])) for n in tensors},
-            {n: again(t) for n, t in self.constants.items() if n in names},
             again(self.test),
         )
 
@@ -119,8 +114,11 @@ class Text:
 
 
 def spelled(value: object) -> str:
-    """An attribute's value as text."""
+    """An attribute's value, or a tree, as text."""
     match value:
+        case Tree(op, attrs, args):
+            parts = [a if isinstance(a, str) else spelled(a) for a in args]
+            return f"{op}({', '.join([*parts, *(f'{k}={spelled(v)}' for k, v in attrs)])})"
         case Text(text):
             return text
         case tuple():

@@ -12,6 +12,7 @@ arrive as an argument, and so does whatever is known of layouts.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +26,13 @@ from whet.rewrite.derivation import Derivation, derivation_of
 from whet.rewrite.egraph import EGraph
 from whet.rewrite.ematch import ways
 from whet.rewrite.extract import Extraction, extract
+from whet.rewrite.kinds import pointwise
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
 from whet.rewrite.region import Ahead, Region, instances, is_known, regions
 from whet.rewrite.saturate import Admit, Saturation, is_safe
 from whet.rewrite.space import RewriteSpace
+from whet.rewrite.syntax import Apply, Var
 from whet.search import Budget, Cost, Greedy, StopReason, search
 
 FITS = 1500  # nodes of a region that is saturated
@@ -185,14 +188,14 @@ def solve(
     *,
     limits: Limits | None = None,
     known: Callable[[Node], bool] = is_known,
-    both: bool = False,
+    both: bool | Collection[str] = False,
     admit: Admit = is_safe,
 ) -> Solution:
     """The cheapest graph that proven rules lead to, region by region.
 
     Args:
         known: whether a leaf is known ahead of time. In a joint training graph parameters are not.
-        both: rules are read in both directions.
+        both: rules are read in both directions; all, or those of these names.
         admit: says which matches may be used of those that hold over the reals.
     """
     solved: list[Solved] = []
@@ -212,6 +215,47 @@ def solve(
     steps = list(composed(graph, solved))
     after = steps[-1][2] if steps else graph
     return Solution(graph, tuple(solved), after, tuple(line for _, line, _ in steps))
+
+
+def saturation(
+    region: Graph,
+    rules: Mapping[str, Conjecture],
+    prover: Prover,
+    *,
+    both: bool | Collection[str] = False,
+    admit: Admit = is_safe,
+) -> Saturation:
+    """A region's e-graph, to be grown by these rules or to replay a journal of theirs."""
+    ahead = Ahead()
+    saves = functools.partial(_saves, ahead)
+    read = ways(rules.values(), both=both)
+    return Saturation(EGraph(region.nodes), read, prover, admit, ahead, saves)
+
+
+def _saves(ahead: Ahead, match: Match) -> bool:
+    """Whether a match takes a whole operator apart, or leaves less to be done at run time, or as
+    much in another order."""
+    (one, *others), rule = match.patterns, match.rule.statement
+    if not match.backward and not others and isinstance(one, Apply) and not pointwise(one.op):
+        if all(a is None or isinstance(a, Var) for a in one.args) and not rule.form.width:
+            return True
+    stop = {n for n in match.tensors.values() if n is not None}
+
+    def work(roots: Sequence[Node]) -> int:
+        seen: set[Node] = set()
+        todo = [n for n in roots if n not in stop]
+        while todo:
+            node = todo.pop()
+            if node not in seen and not node.is_leaf and not ahead(node):
+                seen.add(node)
+                todo += (a for a in node.operands if a not in stop)
+        return len(seen)
+
+    try:
+        turned = {n.op for n in match.left} != {n.op for n in match.right}
+        return work(match.right) < work(match.left) + turned
+    except (WhetError, ArithmeticError):
+        return False
 
 
 def composed(graph: Graph, solved: Sequence[Solved]) -> Iterator[tuple[Solved, Derivation, Graph]]:
@@ -261,14 +305,16 @@ def _region(
     budget: Budget,
     limits: Limits,
     known: Callable[[Node], bool],
-    both: bool,
+    both: bool | Collection[str],
     admit: Admit,
 ) -> Solved:
     start = region.graph
     found = Solved(region)
-    grown = Saturation(EGraph(start.nodes), ways(rules.values(), both=both), prover, admit, Ahead())
+    grown = saturation(start, rules, prover, both=both, admit=admit)
     searched = _best_first(start, rules, pricing, prover, budget, limits, grown)
     if len(start.nodes) <= FITS:
+        if both:  # what can be read either way soon fills all the space
+            grown.run(budget.part(nodes=limits.nodes // 2), rounds=limits.rounds, first=True)
         found.stop = grown.run(budget.part(nodes=limits.nodes), rounds=limits.rounds)
     found.nodes, found.journal = len(grown.classes), tuple(grown.journal)
     programs = [start.nodes] if searched is start else [start.nodes, searched.nodes]

@@ -151,6 +151,11 @@ def walk(patterns: Sequence[Pattern]) -> Iterator[Pattern]:
             yield from walk([a for a in p.args if a is not None])
 
 
+def operators(patterns: Sequence[Pattern]) -> frozenset[str]:
+    """What operators patterns apply, but for what makes a tensor from nothing."""
+    return frozenset(p.op for p in walk(patterns) if isinstance(p, Apply) and not has_dtype(p.op))
+
+
 def _divides(e: ast.AST) -> TypeGuard[ast.BinOp]:
     return isinstance(e, ast.BinOp) and isinstance(e.op, ast.Div)
 

@@ -61,8 +61,7 @@ class Grouping:
 
     def found(self, graph: Graph) -> Iterator[tuple[str, Partition, str]]:
         """Partitions worth a program, by name, each with the journal of its search; "" without."""
-        start = fused(graph, self.tuner).partition
-        decide(graph, start, self.tuner)
+        start = self.first(graph)
         yield "generated", start, ""
         if self.tune_s > 0 and self._improved():
             yield "tuned", start, ""
@@ -76,6 +75,12 @@ class Grouping:
         self.report.fusion = list(dict.fromkeys(told))
         if found.partition.groups != start.groups:
             yield "fused", found.partition, "\n".join(journal.lines) + "\n"
+
+    def first(self, graph: Graph) -> Partition:
+        """The groups that records suggest, decided."""
+        found = fused(graph, self.tuner).partition
+        decide(graph, found, self.tuner)
+        return found
 
     def _improved(self) -> bool:
         """Searches schedules; whether that helped."""

@@ -25,14 +25,12 @@ from whet.rewrite import integers
 from whet.rewrite.certificate import Line, parse
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.conjectures import CONJECTURES
-from whet.rewrite.egraph import EGraph
-from whet.rewrite.ematch import ways
 from whet.rewrite.library import library
 from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
-from whet.rewrite.region import Ahead, instances, is_known
+from whet.rewrite.region import instances, is_known
 from whet.rewrite.saturate import Saturation
-from whet.rewrite.solve import Pricing, Solved, by_rules, composed, solve
+from whet.rewrite.solve import Pricing, Solved, by_rules, composed, saturation, solve
 from whet.rewrite.space import RewriteSpace
 from whet.run.admission import Admission
 from whet.run.gains import Part, Stopwatch, fastest, is_slower, parts
@@ -64,12 +62,13 @@ class Rules:
     Attributes:
         sure: rules of the best-first search over the whole graph.
         every: rules of saturation.
-        both: whether saturation reads them in both directions.
+        both: those of them that saturation reads in both directions: what is stated by hand says
+            which side is wanted, what is generated does not.
     """
 
     sure: Mapping[str, Conjecture] = field(default_factory=lambda: SURE)
     every: Mapping[str, Conjecture] = field(default_factory=lambda: CONJECTURES)
-    both: bool = False
+    both: Collection[str] = ()
 
     def without(self, names: Collection[str]) -> Rules:
         """These, but for the ones of these names."""
@@ -79,7 +78,7 @@ class Rules:
 
 def generated() -> Rules:
     """What `whet rules generate` found, and nothing that was stated by hand."""
-    return Rules({}, library(), both=True)
+    return Rules({}, library(), library().keys())
 
 
 @dataclass(frozen=True)
@@ -270,10 +269,7 @@ def regrown(journal: str, prover: Prover, rules: Rules | None = None) -> tuple[G
     rows = journal.splitlines()
     begin = next((k for k, row in enumerate(rows) if row.startswith("{")), len(rows))
     region = parse_graph("\n".join(rows[:begin]))
-    grown = Saturation(
-        EGraph(region.nodes), ways(rules.every.values(), both=rules.both), prover, Admission(),
-        Ahead(),
-    )  # fmt: skip
+    grown = saturation(region, rules.every, prover, both=rules.both, admit=Admission())
     grown.replay(rows[begin:])
     return region, grown
 

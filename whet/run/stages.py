@@ -27,6 +27,8 @@ NOTES = {
     "native-unmerged": "the same, without rewrites that merge or hoist",
     "native-unrewritten": "the same, without rewrites",
     "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
+    "generated-unmerged": "the same, without rewrites that merge or hoist",
+    "generated-unrewritten": "the same, without rewrites",
     "fused": "the same, groups found by a search that hears what their kernels say",
     "tuned": "the same, with schedules that were searched for",
 }

@@ -79,8 +79,13 @@ def test_what_is_false_is_refuted(claim: dict[str, object], decider: Decider) ->
     assert found.counterexample
 
 
-MANY = json.loads(Path(__file__).with_name("conjectures.json").read_text(encoding="utf-8"))
-"""Laws of tensors that are true, true under their condition, or false, as `want` says."""
+MANY = [
+    claim
+    for name in ("conjectures.json", "substitutions.json")
+    for claim in json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+]
+"""Laws of tensors, and substitutions as other optimizers have them, with constants, groups, margins
+and several outputs: true, true under their condition, or false, as `want` says."""
 
 
 @pytest.mark.parametrize("part", range(6))

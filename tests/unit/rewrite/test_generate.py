@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from whet.ir.ops import TABLE
+from whet.ir.types import Poly, Size
 from whet.rewrite import library
 from whet.rewrite.bank import Bank
 from whet.rewrite.conjecture import Conjecture
@@ -109,7 +110,9 @@ def test_what_operators_are_made_of() -> None:
     assert affine in found
     assert any("add(mul(layer_norm(x, None, None" in t for t in found)
     assert not any(t.startswith("linear") for t in found)  # its record sums up products
-    assert all(holds(s, proven) for s in expansions(("silu", "square", "rms_norm")))
+    (inverse,) = expansions(("sub",))
+    assert inverse.text == "sub(x[M], y[M]) == add(x, mul(-1, y))"
+    assert all(holds(s, proven) for s in expansions(("div", "silu", "square", "rms_norm")))
 
 
 def test_a_bank_tells_graphs_apart() -> None:
@@ -125,19 +128,82 @@ def test_lifting_goes_as_far_as_the_prover_agrees() -> None:
         return Tree("add", (), (a, b))
 
     sketch = Sketch((Tree("relu", (), (add("x", "x"),)),), (Tree("relu", (), (add("x", "x"),)),),
-                    {"x": ("M", "K")}, {})  # fmt: skip
+                    {"x": ("M", "K")})  # fmt: skip
     assert lifted(
         sketch, proven
     ).canonical().text == "relu(add(x[*B], y[*B])) == relu(add(y, x))" or (
         "relu(add(x[*B], y[*B]))" in lifted(sketch, proven).canonical().text
     )
-    wrong = Sketch(("x",), (add("x", "x"),), {"x": ("M",)}, {})
+    wrong = Sketch(("x",), (add("x", "x"),), {"x": ("M",)})
     assert not holds(wrong, proven)
+
+
+def _lifted(left: Tree, right: Tree | str, **shapes: str) -> str:
+    """The text of the general rule that an equality at some sizes is of."""
+    sketch = Sketch((left,), (right,), {n: tuple(s) for n, s in shapes.items()})
+    assert holds(sketch, proven)
+    return lifted(sketch, proven).canonical().text
+
+
+def test_kernels_of_different_sizes_are_merged() -> None:
+    """Sizes that meet in a formula alone are those that stood for the same one."""
+    attrs = (("dilation", (1, 1)), ("groups", 1), ("padding", (0, 0)), ("stride", (2, 1)))
+
+    def conv(w: Tree | str) -> Tree:
+        return Tree("conv2d", attrs, ("x", w, None))
+
+    def concat(a: Tree | str, b: Tree | str, axis: int) -> Tree:
+        return Tree("concat", (("axis", axis),), (a, b))
+
+    text = _lifted(concat(conv("w"), conv("v"), 1), conv(concat("w", "v", 0)),
+                   x="NCHW", w="OCRQ", v="OCRQ")  # fmt: skip
+    assert "y[L, K, H, R]" in text
+    assert "z[J, K, H, R]" in text
+
+
+def test_what_is_reshaped_is_so_from_any_sizes_to_any() -> None:
+    def reshape(x: Tree | str, *size: Size) -> Tree:
+        return Tree("reshape", (("size", size),), (x,))
+
+    m, k = map(Poly.symbol, "MK")
+    text = _lifted(Tree("relu", (), (reshape("x", m * k),)),
+                   reshape(Tree("relu", (), ("x",)), m * k), x="MK")  # fmt: skip
+    assert text == "relu(reshape(x[*B], size=s)) == reshape(relu(x), size=s)"
+    text = _lifted(Tree("permute", (("dims", (0, 1)),), ("x",)), "x", x="MK")
+    assert text == "permute(x[*B], dims=tuple(range(len(B)))) == x"
+
+
+def test_constants_are_part_of_rules() -> None:
+    scope = Scope("ones", 1, ("x[M, K]", "ones = full(size=(M, K), value=1.0)",
+                              "eye = tril(triu(full(size=(K, K), value=1.0), 0), 0)"),
+                  ("mul", "matmul"))  # fmt: skip
+    found = [x.statement for x in assembled(generate((scope,)))]
+    assert "mul(x[*B], full(size=(*B,), value=1.0)) == x" in found
+    eye = "tril(triu(full(size=(M, M), value=1.0), diagonal=0), diagonal=0)"
+    assert f"matmul(x[*B, M], {eye}) == x" in found
+    assert len(found) == 2  # nothing is said of constants alone
+
+
+def test_a_number_is_not_negative_where_the_proof_asks_for_it() -> None:
+    given = {
+        "stride": ["(s, t)"],
+        "padding": ["(p, q)", "(p + b, q)"],
+        "dilation": ["(1, 1)"],
+        "groups": ["1"],
+        "axis": ["2"],
+        "before": ["b"],
+        "after": ["b"],
+        "value": ["0.0"],
+    }
+    scope = Scope("margin", 2, ("x[M, C, H, W]", "w[O, C, R, Q]"), ("conv2d", "pad"), given)
+    (larger, *_) = [x.statement for x in assembled(generate((scope,))) if "pad(y[" in x.statement]
+    assert "padding=(b + p, q)" in larger
+    assert larger.endswith("if b >= 0")
 
 
 def test_counterexamples_ask_for_guards() -> None:
     scope = Scope("guarded", 1, ("x[M]",), ("slice",), {"start": ["i"], "stop": ["j"]})
-    sketch = Sketch(("x",), ("x",), {"x": ("M",)}, {})
+    sketch = Sketch(("x",), ("x",), {"x": ("M",)})
     found = [s.test for s in guards(sketch, {"i": 3, "j": 2, "M": 5}, scope)]
     assert "i <= j" in found
 

@@ -18,6 +18,7 @@ from whet.rewrite.ematch import ways
 from whet.rewrite.pattern import matches
 from whet.rewrite.prove import Prover
 from whet.rewrite.saturate import Saturation
+from whet.rewrite.solve import saturation
 from whet.run import gains, rewriting
 from whet.run.gains import Stopwatch, fastest, is_slower, parts
 from whet.run.guilty import acquitted
@@ -187,6 +188,19 @@ def test_saturation_is_replayed_from_its_journal():
         )
     with pytest.raises(SearchError, match="not a round"):
         Saturation(EGraph(graph.nodes), (), PROVER).replay(grown.journal)
+
+
+def test_what_saves_comes_first_and_the_rest_is_found_later():
+    graph = recurrence()
+    grown = saturation(graph, CONJECTURES, PROVER, both=CONJECTURES.keys())
+    grown.run(Budget(nodes=400), rounds=2, first=True)
+    begun = dict(grown.counts)
+    assert "hoist linear over select" in begun
+    grown.run(Budget(nodes=400), rounds=2)
+    assert set(begun) < set(grown.counts)
+    again = saturation(graph, CONJECTURES, PROVER, both=CONJECTURES.keys())
+    again.replay(grown.journal)
+    assert [str(m) for m in again.equations] == [str(m) for m in grown.equations]
 
 
 def test_a_search_is_grown_again_from_the_saved_journal():
