@@ -181,10 +181,11 @@ class Statement:
             scope[name] = tuple(value(f"{name}{k}") for k in range(count)) if count else value(name)
         if self.conjecture.width_name:
             scope[self.conjecture.width_name] = self.form.width
-        known: dict[str, Size] = {
-            f"{name}{k}": n for name, _ in self.form.ranks
-            for k, n in enumerate(scope[name])  # type: ignore[arg-type,var-annotated]
-        }  # fmt: skip
+        known: dict[str, Size] = {}
+        for name, _ in self.form.ranks:
+            dims = scope[name]
+            if isinstance(dims, tuple):
+                known.update({f"{name}{k}": n for k, n in enumerate(dims)})
         return {**scope, **{n: _at(v, known) for n, v in self.form.values}}
 
     @property

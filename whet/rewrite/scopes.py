@@ -308,9 +308,6 @@ SCOPES: tuple[Scope, ...] = (
     Scope("normal over rows", 2, ("x[M, K]", "y[M, K]", "r[M, 1]", "z[P, K]"),
           ("softmax", "log_softmax", "logsumexp", "exp", "log", "add", "permute", "concat"),
           {"axis": ["0", "1"]}, exact=False),
-    Scope("norms", 2, ("x[M, K]", "y[P, K]", "r[M, 1]", "g[K]", "c[K]"),
-          ("layer_norm", "rms_norm", "add", "mul", "concat"), {"eps": ["e"], "size": ["(K,)"]},
-          exact=False),
     # pooling; a mean over windows is a convolution
     Scope("pools", 2, ("x[M, C, H, W]", "y[M, C, H, W]", "s[()]"),
           ("avg_pool2d", "max_pool2d", "add", "mul", "concat", "relu"), _POOL, exact=False),
