@@ -3,6 +3,7 @@
     published   the simulator against published training runs
     simulator   the delta simulation against the full one
     execute     plans on real ranks against one process
+    real        simulated steps against steps run on this host
     search      strategies that the search finds against those of experts
 
 A part is a module here with `measure(args, progress) -> (records, page)`.
@@ -21,7 +22,7 @@ from whet.errors import InputError
 from whet.machine import Machine
 
 PARTS = ("published", "simulator")
-LONG = ("search", "execute")  # only when asked for
+LONG = ("search", "execute", "real")  # only when asked for
 
 
 def measure(

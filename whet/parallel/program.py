@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from whet.errors import WhetError
 from whet.ir.graph import Node
@@ -38,10 +38,17 @@ class NotExecutable(WhetError):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A value as it lies on a mesh."""
+    """A value as it lies on a mesh; every operation of a run looks several up."""
 
     node: Node
     at: Sharding
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.node, self.at)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ What is measured, in all processes at once as a plan would run, each with its sh
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -31,17 +33,31 @@ import torch
 import torch.distributed as dist
 
 from whet.errors import WhetError
+from whet.ir.graph import Graph, apply, leaf
+from whet.ir.types import DType, TensorType
 from whet.machine import Machine
 from whet.machine.device import PROCESS
+from whet.parallel import blocks
+from whet.parallel.choice import Choice
+from whet.parallel.compose import program
+from whet.parallel.pipeline import Turn
+from whet.parallel.sharding import WHOLE
+from whet.parallel.strategy import Part, Recipe, Strategy
+from whet.run.parallel import heap
+from whet.run.parallel.proof import together
+from whet.run.parallel.torchdist import TorchGroup
 
 SIZES = (16, 64, 256, 1024)  # of m, n and k of a contraction
 STREAMS = tuple(1 << p for p in range(12, 28, 3))  # bytes that a stream moves
-MESSAGES = tuple(1 << p for p in range(10, 26, 2))  # bytes of a collective's tensor
+MESSAGES = tuple(1 << p for p in range(10, 27, 2))  # bytes of a collective's tensor
 CHANNELS, IMAGES = (16, 64, 256), (7, 14, 28, 56)
 PING, SOFTMAX = 8 << 20, (256, 1024)  # bytes of a long message; shape of what is normalized
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
 SAMPLES, SAMPLE_S = 7, 4e-3
 TIMEOUT_S = 300.0
+COLD = 64 << 20  # bytes that no cache holds
+BETWEEN = 192  # rows of the product between two collectives
+CHAIN = 64  # operations of a program that does next to nothing
 GIGA, MICRO = 1e9, 1e-6
 
 Call = Callable[[], object]
@@ -112,10 +128,10 @@ def _slowest(every: Sequence[Any]) -> Any:
 
 
 def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
-    launch = float(found["launch"])
+    launch, call = float(found["launch"]), float(found["call"])
 
     def rate(work: float, seconds: float) -> float:
-        return round(work / max(seconds - launch, 0.02 * seconds) / GIGA, 3)
+        return round(work / max(seconds - call, 0.02 * seconds) / GIGA, 3)
 
     contraction = [[d, rate(2 * d[0] * d[1] * d[2], s)] for d, s in found["contraction"]]
     fastest = max(rate(2 * d[0] * d[1] * d[2], s) for d, s in found["contraction"])
@@ -168,12 +184,25 @@ def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
             {
                 "what": what,
                 "ranks": int(size),
-                "points": [[b, round(s / MICRO, 2)] for b, s in points],
+                "points": [[b, round(s / MICRO, 2)] for b, s in rising(points)],
             }
             for size, by_name in found["collectives"].items()
             for what, points in by_name.items()
         ],
     }
+
+
+def rising(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Times by size where no smaller size takes longer: what disturbed a measurement goes.
+
+    >>> rising([(1, 3.0), (2, 1.0), (4, 2.0)])
+    [(1, 1.0), (2, 1.0), (4, 2.0)]
+    """
+    found, least = [], math.inf
+    for size, seconds in reversed(points):
+        least = min(least, seconds)
+        found.append((size, least))
+    return found[::-1]
 
 
 # ---- one process ----
@@ -191,8 +220,9 @@ def main(job: dict[str, Any]) -> None:
         timeout=timedelta(seconds=TIMEOUT_S / 2),
     )
     with torch.no_grad():
+        heap.keep()
         small = torch.zeros(4)
-        found: dict[str, Any] = {"launch": _seconds(lambda: small + small)}
+        found: dict[str, Any] = {"launch": _launch(), "call": _seconds(lambda: small + small)}
         found["contraction"] = list(_contractions())
         found["window"] = list(_windows())
         found["stream"] = list(_streams())
@@ -204,6 +234,20 @@ def main(job: dict[str, Any]) -> None:
     (folder / f"found{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _launch() -> float:
+    """Seconds that a rank takes for an operation of its program on next to no data."""
+    n = x = leaf("input", "x", TensorType(DType.f32, (4, 4)))
+    for _ in range(CHAIN):
+        n = apply("neg", n)
+    model = blocks.model(Graph((x,), (n,)), (), 4, whole=True)
+    part = Part(0, 1, (0,), Recipe((("data", 1), ("tensor", 1))))
+    plain = dict.fromkeys(model.layers[0].nodes, Choice((), (WHOLE,), WHOLE))
+    runner = together(program(model, Strategy((part,)), lambda *_: plain))
+    runner.place({}, torch.optim.SGD)
+    runner.begin({"x": torch.zeros(4, 4)})
+    return _seconds(lambda: runner.turn(Turn("forward", 0, 0), last=False)) / CHAIN
 
 
 def _seconds(call: Call) -> float:
@@ -240,7 +284,17 @@ def _contractions() -> Iterable[tuple[tuple[int, int, int], float]]:
         for n in SIZES:
             for k in SIZES:
                 x, w = torch.randn(m, k), torch.randn(n, k)
-                yield (m, n, k), _seconds(lambda x=x, w=w: x @ w.t())  # type: ignore[misc]
+                # Weights, and where gradients are written, were last touched a step ago.
+                ws = itertools.cycle([w.clone() for _ in range(_copies(w))])
+                out = torch.empty(m, n)
+                ys = itertools.cycle([out.clone() for _ in range(_copies(out))])
+                call = lambda x=x, ws=ws, ys=ys: torch.mm(x, next(ws).t(), out=next(ys))  # noqa: E731
+                yield (m, n, k), _seconds(call)
+
+
+def _copies(t: torch.Tensor) -> int:
+    """How many of a tensor no cache holds."""
+    return max(1, min(256, COLD // (t.numel() * t.element_size())))
 
 
 def _windows() -> Iterable[tuple[tuple[int, int, int], float]]:
@@ -286,28 +340,37 @@ def _collectives(rank: int, ranks: int) -> dict[str, dict[str, list[tuple[int, f
 
 
 def _collective(what: str, n: int, group: Any) -> list[tuple[int, float]]:
-    points = []
+    """Behind a kernel, as in a program: ranks do not arrive together, and threads have to wake."""
+    points, kernel = [], torch.randn(BETWEEN, BETWEEN)
     for size in MESSAGES:
         elements = size // 4 // n * n
-        call = _call(what, torch.ones(elements), torch.ones(elements // n), group)
-        times = 15 if size < 1 << 22 else 5
-        points.append((elements * 4, _together(call, times) if group is not None else 0.0))
+        times = 25 if size < 1 << 22 else 7
+        if group is not None:
+            call = _call(what, torch.ones(elements), torch.ones(elements // n), n, group)
+            call()
+            samples = []
+            for _ in range(times):
+                kernel @ kernel
+                began = time.perf_counter()
+                call()
+                samples.append(time.perf_counter() - began)
+        points.append((elements * 4, statistics.median(samples) if group is not None else 0.0))
         dist.barrier()
     return points
 
 
-def _call(what: str, whole: torch.Tensor, part: torch.Tensor, group: Any) -> Call:
-    """A collective on a tensor and, where it has one, each rank's part of it."""
-    other = torch.empty_like(whole)
+def _call(what: str, whole: torch.Tensor, part: torch.Tensor, n: int, group: Any) -> Call:
+    """A collective on a tensor or on each rank's part of it, as ranks call it."""
+    own = TorchGroup(group.group_name, n, lambda _: None)
     match what:
         case "all_reduce":
-            return lambda: dist.all_reduce(whole, group=group)
+            return lambda: own.all_reduce(whole, "sum")
         case "all_gather":
-            return lambda: dist.all_gather_into_tensor(whole, part, group=group)
+            return lambda: own.all_gather(part)
         case "reduce_scatter":
-            return lambda: dist.reduce_scatter_tensor(part, whole, group=group)
+            return lambda: own.reduce_scatter(whole)
         case "all_to_all":
-            return lambda: dist.all_to_all_single(other, whole, group=group)
+            return lambda: own.all_to_all(whole)
         case _:
             return lambda: dist.broadcast(whole, group_src=0, group=group)
 

@@ -11,6 +11,7 @@ from whet.run import calibrate
 HOST = Machine("host", "Host 1", (), 128, 2, 2, 8_000_000_000)
 FOUND = {
     "launch": 1e-6,
+    "call": 1e-6,
     "contraction": [[[64, 64, 64], 1e-6 + 2 * 64**3 / 50e9], [[256, 64, 64], 1e-3]],
     "window": [[[196, 16, 144], 1e-4]],
     "stream": [[4092, 2e-6], [1 << 20, 1e-4]],

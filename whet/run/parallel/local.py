@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from whet.backend import aten
+from whet.backend.gradient import Siblings, gradient
 from whet.errors import WhetError
 from whet.ir import expr as ex
 from whet.ir.graph import Node, apply, leaf
@@ -25,7 +26,7 @@ from whet.ir.types import TensorType
 from whet.parallel.choice import SUMS, Choice, cuts_of, instance_of, out_of
 from whet.parallel.cut import known, needed, part_of, prepared
 from whet.parallel.parts import Coords, number
-from whet.parallel.sharding import Axes
+from whet.parallel.sharding import WHOLE, Axes
 
 Tensors = Sequence[Tensor | None]
 
@@ -62,10 +63,13 @@ class Local:
     native: bool = False
 
 
-def bind(node: Node, choice: Choice, mesh: Axes, coords: Coords) -> Local:
+def bind(
+    node: Node, choice: Choice, mesh: Axes, coords: Coords, siblings: Siblings | None = None
+) -> Local:
     """The call for one rank.
 
     Args:
+        siblings: what gradients of one call share.
         mesh: with the axis of microbatches.
         coords: of the rank, and the microbatch.
     """
@@ -90,7 +94,7 @@ def bind(node: Node, choice: Choice, mesh: Axes, coords: Coords) -> Local:
     names = tuple(instance.operands)
     if choice.inner:
         return Local(names, None, _lets(node, part, out, choice))
-    fast = _native(node, part, choice, mesh)
+    fast = _native(node, part, choice, mesh, siblings or Siblings())
     if fast is not None:
         return Local(names, fast, native=True)
     used = {x.tensor for let in needed(part, out) for x in ex.loads(let.body)}
@@ -137,22 +141,22 @@ def _lets(node: Node, part: Instance, out: str, choice: Choice) -> tuple[Let, ..
 
 
 def _native(
-    node: Node, part: Instance, choice: Choice, mesh: Axes
+    node: Node, part: Instance, choice: Choice, mesh: Axes, siblings: Siblings
 ) -> Callable[[Tensors], Tensor] | None:
     """torch's call of the same operator at the part's sizes, if that is what the part computes."""
     sizes = dict(mesh)
-    if not aten.has_call(node) or any(w is None for w in choice.operands):
+    named = aten.has_call(node) and all(w is not None for w in choice.operands)
+    if not named and gradient(node, siblings) is None:
         return None
     if not choice.cuts:
-        return _row(node, node.args)
+        return _row(node, node.args, siblings)
     args: list[Node | None] = []
     wants = iter(choice.operands)
     for k, a in enumerate(node.args):
         if a is None:
             args.append(None)
             continue
-        want = next(wants)
-        assert want is not None
+        want = next(wants) or WHOLE  # what is not read is not cut
         shape = want.shape(tuple(map(known, a.shape)), sizes)
         args.append(leaf("input", f"operand{k}", TensorType(a.dtype, shape)))
     whole = tuple(map(known, node.shape))
@@ -166,21 +170,30 @@ def _native(
         except WhetError:
             continue
         if candidate.type == TensorType(node.dtype, mine) and _equal(bound, part):
-            return _row(candidate, args) if aten.has_call(candidate) else None
+            return _row(candidate, args, siblings)
     return None
 
 
-def _row(node: Node, args: Sequence[Node | None]) -> Callable[[Tensors], Tensor]:
-    run = aten.bound(node)
+def _row(
+    node: Node, args: Sequence[Node | None], siblings: Siblings
+) -> Callable[[Tensors], Tensor] | None:
+    if aten.has_call(node):
+        plain = aten.bound(node)
+        run: Callable[[Tensors], Tensor] = lambda xs: plain(*xs)  # noqa: E731
+    else:
+        found = gradient(node, siblings)
+        if found is None:
+            return None
+        run = found
     if all(a is not None for a in args):
-        return lambda xs: run(*xs)
+        return run
     places = [k for k, a in enumerate(args) if a is not None]
 
     def call(xs: Tensors) -> Tensor:
         row: list[Tensor | None] = [None] * len(args)
         for k, x in zip(places, xs, strict=True):
             row[k] = x
-        return run(*row)  # type: ignore[no-any-return]
+        return run(row)
 
     return call
 

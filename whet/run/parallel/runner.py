@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from whet.backend import aten
+from whet.backend.gradient import Siblings
 from whet.errors import WhetError
 from whet.ir.graph import Node
 from whet.parallel.choice import Choice, cuts_of
@@ -62,6 +63,8 @@ class Runner:
     _totals: dict[tuple[int, Key], Parts] = field(default_factory=dict)
     _updates: dict[int, Env] = field(default_factory=dict)
     _calls: dict[object, Local] = field(default_factory=dict)
+    _still: dict[tuple[int, int], Local] = field(default_factory=dict)
+    _siblings: Siblings = field(default_factory=Siblings)
     _drops: dict[object, list[list[Key]]] = field(default_factory=dict)
     _marks: dict[tuple[int, Node], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
@@ -290,6 +293,9 @@ class Runner:
         return found
 
     def _bound(self, op: Compute, axes: object, grid: Grid, r: int, micro: int) -> Local:
+        found = self._still.get((id(op), r))  # the program keeps its operations
+        if found is not None:
+            return found
         n, choice = op.node, op.choice
         types = tuple(None if a is None else a.type for a in n.args)
         at: object = None
@@ -298,8 +304,11 @@ class Runner:
         key = (n.op, types, n.attrs, choice, grid.axes, at)
         found = self._calls.get(key)
         if found is None:
-            found = self._calls[key] = bind(n, choice, grid.axes, grid.at(r, micro))
+            found = bind(n, choice, grid.axes, grid.at(r, micro), self._siblings)
+            self._calls[key] = found
             self.native[found.native] = self.native.get(found.native, 0) + 1
+        if at is None:
+            self._still[id(op), r] = found
         return found
 
     def _value(self, s: int, key: Key, micro: int, env: Env) -> Parts:
@@ -312,7 +321,9 @@ class Runner:
         if n.op == "parameter":
             return self._parameter(s, key)
         if n.op == "input":
-            return self._parts(s, key, self.batch[n.name], micro)
+            made = self._parts(s, key, self.batch[n.name], micro)
+            self._shared[s, micro][key] = made
+            return made
         own = self._own.get(key)
         if own is None and n.op == "constant":
             data = self._constant(n)

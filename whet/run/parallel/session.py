@@ -24,7 +24,7 @@ from whet.parallel.library import MICRO
 from whet.parallel.parts import rows, starts
 from whet.parallel.pipeline import Order
 from whet.parallel.program import Key, Program
-from whet.run.parallel import checkpoint
+from whet.run.parallel import checkpoint, heap
 from whet.run.parallel.exchange import Collectives, opened
 from whet.run.parallel.message import Routes, grids
 from whet.run.parallel.runner import Runner, is_last
@@ -36,8 +36,8 @@ Batches = Callable[[int], Mapping[str, Tensor]]
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9),
-    "adamw": lambda p, lr: torch.optim.AdamW(p, lr=lr),
+    "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, fused=True),
+    "adamw": lambda p, lr: torch.optim.AdamW(p, lr=lr, fused=True),
 }
 
 
@@ -103,6 +103,7 @@ class Session:
         watch: Watch,
     ) -> None:  # fmt: skip
         self.program, self.watch, self.rank = program, watch, watch.rank
+        heap.keep()
         if program.ranks != watch.size:
             raise WhetError(
                 "the plan is for another number of ranks", expected=program.ranks, got=watch.size

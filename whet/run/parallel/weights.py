@@ -149,20 +149,19 @@ class Weights:
             self._reduce()
 
     def _reduce(self) -> None:
-        flat: dict[int, list[Tensor]] = {}
+        whole: Parts = {}
+        at = 0
         for key, moves in zip(self.bucket.gradients, self.bucket.finish, strict=True):
             parts = self.sums[key]
             for op in moves:
                 parts = self.exchanger.exchange(op, parts, 0)
             for r, t in parts.items():
-                flat.setdefault(r, []).append(t.reshape(-1))
+                if r not in whole:
+                    whole[r] = t.new_empty(self.padded)
+                    whole[r][self.bucket.elements :].zero_()
+                whole[r].narrow(0, at, t.numel()).view(t.shape).copy_(t)
+            at += t.numel()
         self.sums = {}
-        pad = self.padded - self.bucket.elements
-        whole: Parts = {}
-        for r, row in flat.items():
-            if pad:
-                row.append(row[0].new_zeros(pad))
-            whole[r] = torch.cat(row) if len(row) > 1 else row[0].contiguous()
         if self.count == 1:
             got = whole
         elif self.zero:
