@@ -382,7 +382,7 @@ class _Walk:
                 kept = replace(graph, journals=journals)
                 yield from self._natives(name, kept, captured, (partition, tuner))
                 for which, other in others[:1] if name == "generated" else ():
-                    if self._left() < reserved[1]:
+                    if budget.stop() is not None:  # its groups would be left to the library
                         continue
                     partition = rooms.first(other.graph)
                     name = f"generated-{which}"
