@@ -71,7 +71,7 @@ def optimized(place: Path) -> tuple[str, int]:
         walk = importlib.import_module("whet.optimize")
         patch.setattr(walk, "finalists", lambda timings, original: list(timings))
         patch.setattr(walk, "rather", lambda chosen, preferred, timings, original: preferred[-1])
-        code = main(["optimize", "cli_models:mlp", "--budget", "5s", "--json", "report.json"])
+        code = main(["optimize", "cli_models:mlp", "--budget", "20s", "--json", "report.json"])
     return said.getvalue(), code
 
 
