@@ -43,7 +43,7 @@ from whet.parallel.compose import program
 from whet.parallel.pipeline import Turn
 from whet.parallel.sharding import WHOLE
 from whet.parallel.strategy import Part, Recipe, Strategy
-from whet.run.parallel import heap
+from whet.run.parallel import cores, heap
 from whet.run.parallel.proof import together
 from whet.run.parallel.torchdist import TorchGroup
 
@@ -212,6 +212,7 @@ def main(job: dict[str, Any]) -> None:
     """Measures as one of the processes, and writes what it found."""
     folder, rank, ranks = Path(job["folder"]), job["rank"], job["ranks"]
     torch.set_num_threads(job["threads"])
+    cores.settle(rank, ranks)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'store'}",

@@ -49,6 +49,7 @@ def launch(command: Sequence[str], ranks: int, *, limit: float, echo: bool = Fal
         for r in range(ranks):
             env = os.environ | {
                 "RANK": str(r), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(r),
+                "LOCAL_WORLD_SIZE": str(ranks),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
             }  # fmt: skip

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from whet.errors import WhetError
 from whet.parallel.program import Compute, Exchange, Message, Program, Total
+from whet.run.parallel import cores
 from whet.run.parallel.exchange import Grid, Parts
 from whet.run.parallel.message import Routes, dtype_of, joined, room, tag, taken
 
@@ -228,7 +229,10 @@ def connect(timeout: float) -> tuple[int, int, Store]:
     )  # fmt: skip
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"whet/{attempt}", base)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl"
+    if not torch.cuda.is_available():
+        backend = "gloo"
+        cores.settle_launched()  # before threads are started
     dist.init_process_group(
         backend, store=PrefixStore("group", store), rank=rank, world_size=size,
         timeout=timedelta(seconds=timeout),
