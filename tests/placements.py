@@ -108,6 +108,7 @@ def placed(
                 output=rng.choice((0, 10**4, 10**7)),
                 shares=shares[g],
                 overlap=rng.random() < 0.8,
+                eager=rng.random() < 0.2,
             )
         )
     optimizer = Optimizer(rng.choice((0, 8, 12)), rng.choice((2, 4)))

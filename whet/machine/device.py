@@ -1,6 +1,6 @@
 """A device: what it can do at most, and what kernels of each class get of that.
 
-    Device := name memory bandwidth peak(dtype)* units launch Curve* slowdown
+    Device := name memory bandwidth peak(dtype)* units launch Curve* slowdown eager
     Curve  := kind top tile depth | kind Point*
     Point  := extents rate                                  measured: bytes or operations a second
     kind   := "contraction" | "window" | "fused" | "stream" | "gather" | "recurrence"
@@ -128,6 +128,8 @@ class Device:
         host: bytes a second to and from the host's memory, for what is offloaded.
         grain: the allocator rounds small tensors up to the first, and from the third on to the
             second number of bytes.
+        eager: it runs a program operation by operation, views too, and waits for each collective,
+            as ranks of `whet run` do; otherwise neighbours are fused and transfers overlap.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Device:
     slowdown: tuple[float, float] = (1.0, 1.0)
     host: float = 0.0
     grain: tuple[int, int, int] = (512, 2 << 20, 10 << 20)
+    eager: bool = False
     _known: dict[tuple[str, str], Curve] = field(
         default_factory=dict, compare=False, repr=False, hash=False
     )
@@ -173,8 +176,9 @@ class Device:
         return Curve(kind)
 
     def seconds(
-        self, kind: str, flops: float, bytes: float, dims: Sequence[int] = (), dtype: str = ""
-    ) -> float:
+        self, kind: str, flops: float, bytes: float, dims: Sequence[int] = (), dtype: str = "",
+        calls: int = 1,
+    ) -> float:  # fmt: skip
         """Time of one kernel.
 
         Args:
@@ -183,6 +187,7 @@ class Device:
             bytes: read and written in the device's memory.
             dims: (batch, m, n, k) of a contraction.
             dtype: of the arithmetic; float32 if not given.
+            calls: operations that it is issued as.
         """
         dtype = dtype or "float32"
         traffic = self.curve("gather" if kind == "gather" else "stream", "")
@@ -199,7 +204,7 @@ class Device:
                 arithmetic = flops / (self.flops_s(dtype) * curve.share(dims, self.units))
             else:
                 arithmetic = flops / self.flops_s("vector_" + dtype)
-        return self.launch + max(arithmetic, memory)
+        return calls * self.launch + max(arithmetic, memory)
 
     def rounded(self, bytes: int) -> int:
         """Bytes that the allocator takes for a tensor."""

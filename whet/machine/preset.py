@@ -327,7 +327,7 @@ def _link(name: str, row: Mapping[str, Any]) -> Link:
 
 
 DEVICE = (
-    "memory bandwidth peak units launch curves slowdown host grain"  # as `_device` reads them
+    "memory bandwidth peak units launch curves slowdown host grain eager"  # as `_device` reads them
 ).split()
 
 
@@ -344,6 +344,7 @@ def _device(name: str, row: Mapping[str, Any]) -> Device:
         tuple(row.get("slowdown", (1.0, 1.0))),
         row.get("host", 0.0) * GIGA,
         tuple(row.get("grain", (512, 2 << 20, 10 << 20))),
+        bool(row.get("eager", False)),
     )
 
 

@@ -330,7 +330,9 @@ class _Expansion:
         if step.kind == "drop":
             return 0.0
         bytes = (step.read + step.written) * scale
-        return device.seconds(step.kind, step.flops * scale, bytes, step.dims, step.dtype)
+        return device.seconds(
+            step.kind, step.flops * scale, bytes, step.dims, step.dtype, step.calls
+        )
 
     def _messages(self) -> None:
         """A task for each message, on the stream of its channel, in the order of the sender."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from whet.errors import SearchError
 from whet.ir.graph import Graph, Node, topological
@@ -232,6 +232,7 @@ class Library:
             found = self._blocks[key] = lower(
                 layer, solved.choices, self.axes(recipe, micro), TIME,
                 self.boundary(layer, recipe), f"block {number}",
+                eager=self.cluster.device(mesh.devices[0]).eager,
             )  # fmt: skip
         return found
 
@@ -260,9 +261,8 @@ class Library:
             output = 0
             if k + 1 < len(strategy.parts):
                 output = self._output(strategy.parts[k + 1], micro)
-            stages.append(
-                Stage(mesh, runs, part.recompute, part.zero, part.offload, output, part.shares)
-            )
+            stage = Stage(mesh, runs, part.recompute, part.zero, part.offload, output, part.shares)
+            stages.append(replace(stage, eager=self.cluster.device(part.devices[0]).eager))
         return Placed(
             tuple(stages), micro, strategy.schedule, strategy.chunks, self.optimizer,
             self.model.training,

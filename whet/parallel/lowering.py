@@ -24,6 +24,9 @@ from whet.parallel.placed import Block, Step, Weights
 from whet.parallel.sharding import Axes, Sharding, reshard
 from whet.parallel.work import arithmetic, shared, step, work
 
+SLICE = 4  # operations of a slice on a rank: it opens a value, narrows it, closes and copies it
+GRADIENT = 25  # of a gradient by differentiating a call, which is made again for it
+
 
 def lower(
     layer: Layer,
@@ -32,6 +35,8 @@ def lower(
     time: frozenset[str],
     boundary: Mapping[Node, Sharding],
     name: str,
+    *,
+    eager: bool = False,
 ) -> Block:
     """One device's steps of a block, for one microbatch.
 
@@ -41,8 +46,9 @@ def lower(
         time: axes in time.
         boundary: shardings of values from and for other blocks.
         name: of the block.
+        eager: every operation is a step, views and slices too; nothing is joined.
     """
-    return _Lowering(layer, choices, mesh, time, boundary).block(name)
+    return _Lowering(layer, choices, mesh, time, boundary, eager).block(name)
 
 
 @dataclass(slots=True)
@@ -62,8 +68,10 @@ class _Lowering:
     mesh: Axes
     time: frozenset[str]
     boundary: Mapping[Node, Sharding]
+    eager: bool = False
     root: dict[Node, Node] = field(default_factory=dict)
     weighty: set[Node] = field(default_factory=set)
+    differentiated: set[object] = field(default_factory=set)
 
     def block(self, name: str) -> Block:
         layer = self.layer
@@ -107,6 +115,18 @@ class _Lowering:
             for part in [shared(nodes)] for n in nodes
         }  # fmt: skip
 
+    def _calls(self, n: Node) -> int:
+        """The operations that a rank runs for a node: the gradients of a call are found at once."""
+        base, tilde, _ = n.op.rpartition("~")
+        if not tilde or work(n).kind == "window":
+            return 1
+        call = base, n.args, self.choices[n].cuts
+        if call in self.differentiated:
+            return 1
+        if all(want is not None for want in self.choices[n].operands):
+            self.differentiated.add(call)
+        return GRADIENT
+
     # -- steps ---------------------------------------------------------------------------------
     def _node(self, to: _List, n: Node, scale: float) -> None:
         choice = self.choices[n]
@@ -128,10 +148,16 @@ class _Lowering:
         made = step(n, choice, self.mesh, after)
         if made is None:
             source = max(after, default=-1)
+            if self.eager:
+                to.steps.append(Step(n.op, "stream", after=after, weight=n in self.weighty))
+                source = len(to.steps) - 1
             to.maker[n, choice.result] = source
             return
         made = replace(made, flops=int(made.flops * scale), weight=n in self.weighty)
-        if made.kind == "stream" and to.stream >= 0 and all(w <= to.stream for w in after):
+        if self.eager:
+            made = replace(made, calls=self._calls(n))
+        fits = made.kind == "stream" and to.stream >= 0 and not self.eager
+        if fits and all(w <= to.stream for w in after):
             held = to.steps[to.stream]
             joined = to.members[to.stream]
             joined.append(n)
@@ -171,6 +197,13 @@ class _Lowering:
         for move in reshard(have, want, nbytes, self.mesh):
             axes = tuple(x for x in move.axes if x not in self.time)
             if move.kind in ("slice", "drop") or not axes:
+                if self.eager and move.kind == "slice" and axes:
+                    part = move.bytes // math.prod(dict(self.mesh)[x] for x in axes)
+                    to.steps.append(
+                        Step(f"slice {a.op}", "stream", read=part, written=part,
+                             after=(at,) if at >= 0 else (), calls=SLICE)
+                    )  # fmt: skip
+                    at = len(to.steps) - 1
                 continue
             made = Step(f"{move.kind} {a.op}", move.kind, bytes=move.bytes, axes=axes,
                         dtype=arithmetic(a), after=(at,) if at >= 0 else ())  # fmt: skip
@@ -277,7 +310,7 @@ class _Lowering:
 
     def _weights(self) -> tuple[Weights, ...]:
         sizes = dict(self.mesh)
-        found: dict[tuple[int, tuple[str, ...], bool], int] = {}
+        found: dict[tuple[int, tuple[str, ...], bool], tuple[int, int]] = {}
         for p in self.layer.parameters:
             at = self._at(p)
             gradient = self.layer.gradients.get(p)
@@ -287,8 +320,9 @@ class _Lowering:
             cut = math.prod(sizes[a] for _, _, a in at.cuts if a not in self.time)
             elements = math.prod(known(x) for x in p.shape) // cut
             key = (p.dtype.bits // 8, reduce, gradient is not None)
-            found[key] = found.get(key, 0) + elements
+            total, count = found.get(key, (0, 0))
+            found[key] = total + elements, count + 1
         return tuple(
-            Weights("parameters" if trained else "buffers", n, width, reduce, trained)
-            for (width, reduce, trained), n in found.items()
+            Weights("parameters" if trained else "buffers", n, width, reduce, trained, count)
+            for (width, reduce, trained), (n, count) in found.items()
         )

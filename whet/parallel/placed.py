@@ -51,6 +51,7 @@ class Step:
         alloc, free: bytes of each tensor that is allocated when it is issued (results, scratch),
             and of each that is given back behind it.
         weight: of backward steps, makes a weight's gradient only, which may be put off.
+        calls: operations of a program that it is; each takes the device's launch.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Step:
     alloc: tuple[int, ...] = ()
     free: tuple[int, ...] = ()
     weight: bool = False
+    calls: int = 1
 
     @property
     def is_collective(self) -> bool:
@@ -83,6 +85,7 @@ class Weights:
         reduce: axes along which devices hold the same elements and see different data: the
             gradient is summed over them, and ZeRO shards over them.
         trainable: it has a gradient.
+        count: parameters that it consists of.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Weights:
     dtype_bytes: int = 4
     reduce: tuple[str, ...] = ()
     trainable: bool = True
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,8 @@ class Stage:
         shares: uneven replicas: the part of the samples that each index along the first axis gets,
             relative to an even part; () for even ones.
         overlap: gradients are reduced while backward goes on; otherwise after it.
+        eager: it waits for each collective, and adds gradients up by operations of their own; see
+            `whet.machine.device.Device.eager`.
     """
 
     mesh: Mesh
@@ -167,6 +173,7 @@ class Stage:
     output: int = 0
     shares: tuple[float, ...] = ()
     overlap: bool = True
+    eager: bool = False
 
     @property
     def blocks(self) -> tuple[Block, ...]:

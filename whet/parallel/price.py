@@ -123,7 +123,9 @@ class Pricer:
         if step.kind == "copy":
             return step.bytes * scale / (device.host or device.bandwidth)
         bytes = (step.read + step.written) * scale
-        return device.seconds(step.kind, step.flops * scale, bytes, step.dims, step.dtype)
+        return device.seconds(
+            step.kind, step.flops * scale, bytes, step.dims, step.dtype, step.calls
+        )
 
     def priced(self, segment: Segment) -> Priced:
         """The segment, priced."""

@@ -135,7 +135,7 @@ class Simulator:
             return collective.seconds(self.topology, mesh, step.kind, step.axes, step.bytes)[0]
         of = self.topology.device(mesh.devices[device])
         bytes = step.read + step.written
-        return of.seconds(step.kind, step.flops, bytes, step.dims, step.dtype)
+        return of.seconds(step.kind, step.flops, bytes, step.dims, step.dtype, step.calls)
 
     # ---- stages ----
 
@@ -146,7 +146,9 @@ class Simulator:
         """
         stage = placed.stages[number]
         mesh, pricer, memo = self._pricer(placed, number)
-        choices = (stage.runs, stage.recompute, stage.zero, stage.offload, stage.overlap)
+        choices = (
+            stage.runs, stage.recompute, stage.zero, stage.offload, stage.overlap, stage.eager,
+        )  # fmt: skip
         key = (mesh, choices, placed.optimizer, placed.training)
         found = self._models.get(key)
         if found is None:

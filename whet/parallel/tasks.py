@@ -84,9 +84,15 @@ def passes(stage: Stage, optimizer: Optimizer, name: str, *, last: bool = False)
     """
     match name:
         case "forward" | "backward" | "inputs" | "weights":
-            return _compressed(_walk(stage, optimizer, name, last))
+            found = _compressed(_walk(stage, optimizer, name, last))
         case _:
-            return _update(stage, optimizer)
+            found = _update(stage, optimizer)
+    return tuple((_in_order(s), times) for s, times in found) if stage.eager else found
+
+
+def _in_order(segment: Segment) -> Segment:
+    """The same on one stream: whoever issues a collective waits for it."""
+    return Segment(tuple(replace(i, stream=COMPUTE, drain=()) for i in segment.items))
 
 
 def _walk(
@@ -185,6 +191,8 @@ def _backward(
             items.append(Item(Step(f"drop {block.name}", "drop", free=drop), COMPUTE))
     else:
         _append(items, _part(block.backward, weight=True), ())
+    if stage.eager and name != "inputs":
+        items += _added(optimizer, block, last)
     if name == "inputs" or not (last or stage.zero >= 2):
         return items
     what = "all_reduce" if stage.zero == 0 else "reduce_scatter"
@@ -200,6 +208,19 @@ def _backward(
             )
             items.append(Item(step, "reduce" if stage.overlap else COMPUTE, end, whole=True))
     return items
+
+
+def _added(optimizer: Optimizer, block: Block, last: bool) -> list[Item]:
+    """Gradients added to those of earlier microbatches; of the last one, laid side by side."""
+    own = [w for w in block.weights if w.trainable]
+    if not own:
+        return []
+    bytes = sum(w.elements for w in own) * optimizer.gradient
+    step = Step(
+        f"add {block.name}", "stream", read=bytes if last else 2 * bytes, written=bytes,
+        calls=sum(w.count for w in own) * (3 if last else 1),
+    )  # fmt: skip
+    return [Item(step, COMPUTE, whole=True)]
 
 
 def _append(items: list[Item], steps: Sequence[Step], drain: tuple[str, ...]) -> None:

@@ -4,8 +4,9 @@
 
 What is measured, in all processes at once as a plan would run, each with its share of the cores:
 
-    kernels      contractions on a grid of sizes, convolutions, streams of bytes, gathers; for each
-                 class the rate that it gets; and what the smallest kernel takes
+    kernels      contractions on a grid of sizes, convolutions, gathers; for each class the rate
+                 that it gets
+    operations   of a rank's program, by bytes: the smallest is the launch of a kernel
     collectives  each on a range of sizes, for each number of ranks: points for interpolation
     messages     latency and bandwidth of a link, from ping and pong
     overlap      how much a kernel and a collective slow each other down
@@ -39,11 +40,13 @@ from whet.machine import Machine
 from whet.machine.device import PROCESS
 from whet.parallel import blocks
 from whet.parallel.choice import Choice
-from whet.parallel.compose import program
+from whet.parallel.compose import moves, program
+from whet.parallel.cut import known
 from whet.parallel.pipeline import Turn
-from whet.parallel.sharding import WHOLE
+from whet.parallel.sharding import WHOLE, Sharding
 from whet.parallel.strategy import Part, Recipe, Strategy
 from whet.run.parallel import cores, heap
+from whet.run.parallel.exchange import Collectives, Grid
 from whet.run.parallel.proof import together
 from whet.run.parallel.torchdist import TorchGroup
 
@@ -57,8 +60,11 @@ SAMPLES, SAMPLE_S = 7, 4e-3
 TIMEOUT_S = 300.0
 COLD = 64 << 20  # bytes that no cache holds
 BETWEEN = 192  # rows of the product between two collectives
-CHAIN = 64  # operations of a program that does next to nothing
+PRODUCTS, LEAVES = 12, 8  # of a program that is timed
+SUMS, VIEWS = 3, 4  # of one turn of it
 GIGA, MICRO = 1e9, 1e-6
+ROWS, COLUMNS = Sharding(((0, 1, "data"),)), Sharding(((1, 1, "data"),))
+SUM = Sharding((), (("data", "sum"),))
 
 Call = Callable[[], object]
 
@@ -136,18 +142,22 @@ def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
     contraction = [[d, rate(2 * d[0] * d[1] * d[2], s)] for d, s in found["contraction"]]
     fastest = max(rate(2 * d[0] * d[1] * d[2], s) for d, s in found["contraction"])
     window = [[d, rate(2 * d[0] * d[1] * d[2], s)] for d, s in found["window"]]
-    stream = [[[size], rate(size, s)] for size, s in found["stream"]]
+    stream = [
+        [[size], round(size / max(s - launch, 0.05 * launch) / GIGA, 3)]
+        for size, s in found["stream"]
+    ]
     gather = [[[size], rate(size, s)] for size, s in found["gather"]]
     latency, longer = found["link"]
     bandwidth = PING / max(longer - latency, 1e-9)
     device = {
         "memory": round(host.memory / ranks / GIGA, 3),
-        "bandwidth": max(rate(size, s) for size, s in found["stream"]),
+        "bandwidth": max(r for _, r in stream),
         "peak": {
             "float32": round(fastest / 1e3, 6),
             "vector_float32": round(SOFTMAX[0] * SOFTMAX[1] * 5 / found["vector"] / 1e12, 6),
         },
         "units": 1,
+        "eager": True,
         "launch": round(launch / MICRO, 3),
         "slowdown": [round(x, 3) for x in found["slowdown"]],
         "grain": [64, 64, 1 << 62],
@@ -223,10 +233,10 @@ def main(job: dict[str, Any]) -> None:
     with torch.no_grad():
         heap.keep()
         small = torch.zeros(4)
-        found: dict[str, Any] = {"launch": _launch(), "call": _seconds(lambda: small + small)}
+        found: dict[str, Any] = {"call": _seconds(lambda: small + small)}
+        found["launch"], found["stream"] = _streams()
         found["contraction"] = list(_contractions())
         found["window"] = list(_windows())
-        found["stream"] = list(_streams())
         found["gather"] = list(_gathers())
         found["vector"] = _vector()
         found["collectives"] = _collectives(rank, ranks)
@@ -237,18 +247,55 @@ def main(job: dict[str, Any]) -> None:
     dist.destroy_process_group()
 
 
-def _launch() -> float:
-    """Seconds that a rank takes for an operation of its program on next to no data."""
-    n = x = leaf("input", "x", TensorType(DType.f32, (4, 4)))
-    for _ in range(CHAIN):
-        n = apply("neg", n)
-    model = blocks.model(Graph((x,), (n,)), (), 4, whole=True)
+def _streams() -> tuple[float, list[tuple[int, float]]]:
+    """Seconds of an operation of a rank's program on next to no data, and those by bytes.
+
+    As in a program, where products come between and leave little in the caches: what a program of
+    sums, views and products takes longer than the same products alone.
+    """
+    times = []
+    for size in (STREAMS[0] // 64, *STREAMS):
+        turns = 2 if size <= 1 << 20 else 1
+        products = PRODUCTS if size <= 1 << 20 else 2
+        plain, mixed = (_program(products, n, max(16, size // 12)) for n in (0, turns))
+        # One behind the other, so that what disturbs both for a while is in neither.
+        differences = [_seconds(mixed) - _seconds(plain) for _ in range(3)]
+        times.append(statistics.median(differences) / (products * turns))
+    launch, rest = times[0] / (SUMS + VIEWS), times[1:]
+    rows = [(size, (t - VIEWS * launch) / SUMS) for size, t in zip(STREAMS, rest, strict=True)]
+    return launch, [(size // 12 * 12, t) for size, t in rising(rows)]
+
+
+def _program(products: int, turns: int, elements: int) -> Call:
+    """A rank's program: products, and behind each some turns of `SUMS` sums and `VIEWS` views."""
+    shape = (elements // 16, 16)
+    xs = [leaf("input", f"x{k}", TensorType(DType.f32, shape)) for k in range(LEAVES)]
+    side = TensorType(DType.f32, (BETWEEN, BETWEEN))
+    p, w = leaf("input", "p", side), leaf("input", "w", side)
+    made, total, others = p, xs[0], itertools.cycle(xs)
+    for _ in range(products):
+        made = apply("matmul", made, w)
+        for _ in range(turns):
+            total = apply("add", total, next(others))
+            for _ in range(2):
+                total = apply("permute", total, dims=(1, 0))
+            total = apply("mul", total, next(others))
+            for size in (shape[::-1], shape):
+                total = apply("reshape", total, size=size)
+            total = apply("sub", total, next(others))
+    sums = turns > 0
+    outs = (made, total) if sums else (made,)
+    leaves = (p, w, *(xs if sums else ()))
+    model = blocks.model(Graph(leaves, outs), (), BETWEEN, whole=True)
     part = Part(0, 1, (0,), Recipe((("data", 1), ("tensor", 1))))
-    plain = dict.fromkeys(model.layers[0].nodes, Choice((), (WHOLE,), WHOLE))
+    plain = {
+        n: Choice((), (WHOLE,) * len(n.operands), WHOLE) for n in model.layers[0].nodes
+    }  # fmt: skip
     runner = together(program(model, Strategy((part,)), lambda *_: plain))
     runner.place({}, torch.optim.SGD)
-    runner.begin({"x": torch.zeros(4, 4)})
-    return _seconds(lambda: runner.turn(Turn("forward", 0, 0), last=False)) / CHAIN
+    values = {x.name: torch.randn(*map(known, x.shape)) / BETWEEN for x in leaves}
+    runner.begin(values)
+    return lambda: runner.turn(Turn("forward", 0, 0), last=False)
 
 
 def _seconds(call: Call) -> float:
@@ -306,13 +353,6 @@ def _windows() -> Iterable[tuple[tuple[int, int, int], float]]:
             yield (4 * side * side, c, 9 * c), _seconds(call)
 
 
-def _streams() -> Iterable[tuple[int, float]]:
-    """A sum reads two tensors and writes a third."""
-    for size in STREAMS:
-        x, y = torch.randn(size // 12), torch.randn(size // 12)
-        yield size // 12 * 12, _seconds(lambda x=x, y=y: x + y)  # type: ignore[misc]
-
-
 def _gathers() -> Iterable[tuple[int, float]]:
     """Rows of a table that no cache holds; read and written."""
     table = torch.randn(1 << 20, 64)
@@ -341,39 +381,46 @@ def _collectives(rank: int, ranks: int) -> dict[str, dict[str, list[tuple[int, f
 
 
 def _collective(what: str, n: int, group: Any) -> list[tuple[int, float]]:
-    """Behind a kernel, as in a program: ranks do not arrive together, and threads have to wake."""
+    """Behind a kernel, as in a program: ranks do not arrive together, and threads have to wake.
+
+    Steps add up what collectives take, so it is the mean, without the tenth that was disturbed.
+    """
     points, kernel = [], torch.randn(BETWEEN, BETWEEN)
     for size in MESSAGES:
-        elements = size // 4 // n * n
-        times = 25 if size < 1 << 22 else 7
+        elements = size // 4 // (16 * n) * 16 * n
+        samples = []
         if group is not None:
-            call = _call(what, torch.ones(elements), torch.ones(elements // n), n, group)
+            call = _call(what, elements, n, group)
             call()
-            samples = []
-            for _ in range(times):
+            for _ in range(40 if size < 1 << 22 else 10):
                 kernel @ kernel
                 began = time.perf_counter()
                 call()
                 samples.append(time.perf_counter() - began)
-        points.append((elements * 4, statistics.median(samples) if group is not None else 0.0))
+        kept = sorted(samples)[: len(samples) * 9 // 10] or [0.0]
+        points.append((elements * 4, statistics.mean(kept)))
         dist.barrier()
     return points
 
 
-def _call(what: str, whole: torch.Tensor, part: torch.Tensor, n: int, group: Any) -> Call:
-    """A collective on a tensor or on each rank's part of it, as ranks call it."""
+def _call(what: str, elements: int, n: int, group: Any) -> Call:
+    """A collective on a matrix, as ranks make it for a move between two shardings."""
+    if what == "broadcast":
+        whole = torch.ones(elements)
+        return lambda: dist.broadcast(whole, group_src=0, group=group)
+    before, after = {
+        "all_reduce": (SUM, WHOLE), "all_gather": (COLUMNS, WHOLE),
+        "reduce_scatter": (SUM, COLUMNS), "all_to_all": (COLUMNS, ROWS),
+    }[what]  # fmt: skip
+    axes = (("micro", 1), ("data", n))
+    value = leaf("input", "x", TensorType(DType.f32, (16, elements // 16)))
+    (op,) = moves(value, before, after, axes, ())
+    rank = dist.get_rank(group)
+    grid = Grid(axes, {r: {"data": r} for r in range(n)})
     own = TorchGroup(group.group_name, n, lambda _: None)
-    match what:
-        case "all_reduce":
-            return lambda: own.all_reduce(whole, "sum")
-        case "all_gather":
-            return lambda: own.all_gather(part)
-        case "reduce_scatter":
-            return lambda: own.reduce_scatter(whole)
-        case "all_to_all":
-            return lambda: own.all_to_all(whole)
-        case _:
-            return lambda: dist.broadcast(whole, group_src=0, group=group)
+    exchanger = Collectives(grid, lambda _: own)
+    part = {rank: torch.ones(before.shape((16, elements // 16), dict(axes)))}
+    return lambda: exchanger.exchange(op, part, 0)
 
 
 def _together(call: Call, times: int) -> float:

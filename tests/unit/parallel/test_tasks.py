@@ -199,3 +199,23 @@ def test_gradients_alone_may_meet_along_an_axis():
     ran = simulated(mesh=mesh, runs=(Run(replace(BLOCK, finish=(wait,)), 6),))
     without = simulated(mesh=mesh, runs=(Run(BLOCK, 6),))
     assert ran.seconds > without.seconds
+
+
+def test_an_eager_stage_waits_for_what_it_issues():
+    """One stream: the step is the sum of its parts, and gradients are added by steps of their own."""
+    stage = replace(STAGE, eager=True, zero=3)
+    kinds = names(stage, "backward", last=True)
+    assert (kinds["all_gather"], kinds["reduce_scatter"], kinds["stream"]) == (6, 6, 6)
+    for name in ("forward", "backward", "update"):
+        for segment, _ in passes(stage, ADAM, name, last=True):
+            assert {(item.stream, item.drain) for item in segment.items} == {("compute", ())}
+    ran = simulated(eager=True, zero=3)
+    assert sum(ran.work[0].values()) == pytest.approx(ran.seconds, rel=1e-6)
+    assert ran.seconds > simulated(zero=3).seconds
+
+
+def test_a_step_of_several_calls_takes_as_many_launches():
+    device = OF.device(0)
+    once, thrice = (device.seconds("stream", 0, 0, calls=n) for n in (1, 3))
+    assert once == device.launch > 0
+    assert thrice == pytest.approx(3 * once)

@@ -30,6 +30,7 @@ def test_times_become_a_machine():
     assert found.size == 2
     assert device.memory == 4_000_000_000
     assert device.slowdown == (1.5, 2.0)
+    assert device.eager
     flops = 2 * 64**3
     seconds = device.seconds("contraction", flops, 0, (1, 64, 64, 64), "float32")
     assert seconds == pytest.approx(1e-6 + flops / 50e9, rel=1e-3)

@@ -134,6 +134,7 @@ class Collectives:
 
     grid: Grid
     groups: Groups
+    _rows: dict[int, tuple[tuple[Row, ...], tuple[Row, ...]]] = field(default_factory=dict)
 
     def exchange(self, op: Exchange, parts: Parts, micro: int) -> Parts:
         ((rank, t),) = parts.items()
@@ -146,8 +147,12 @@ class Collectives:
         if move.kind == "all_reduce":
             return self.groups(move.axes).all_reduce(t, move.combine)
         (axis,) = move.axes
-        before = rows_of(op, move.source, self.grid.axes)
-        after = rows_of(op, move.target, self.grid.axes)
+        found = self._rows.get(id(op))  # the program keeps its operations
+        if found is None:
+            axes = self.grid.axes
+            found = rows_of(op, move.source, axes), rows_of(op, move.target, axes)
+            self._rows[id(op)] = found
+        before, after = found
         t = opened(t, before)
         have, want = move.source.on(axis), move.target.on(axis)
         if move.kind == "slice":

@@ -9,6 +9,7 @@ table's other rows, a mean over more than the part) the record itself is evaluat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ from whet.ir.types import TensorType
 from whet.parallel.choice import SUMS, Choice, cuts_of, instance_of, out_of
 from whet.parallel.cut import known, needed, part_of, prepared
 from whet.parallel.parts import Coords, number
-from whet.parallel.sharding import WHOLE, Axes
+from whet.parallel.sharding import Axes
 
 Tensors = Sequence[Tensor | None]
 
@@ -151,13 +152,17 @@ def _native(
     if not choice.cuts:
         return _row(node, node.args, siblings)
     args: list[Node | None] = []
-    wants = iter(choice.operands)
+    operands = iter(zip(part.operands.values(), choice.operands, strict=True))
     for k, a in enumerate(node.args):
         if a is None:
             args.append(None)
             continue
-        want = next(wants) or WHOLE  # what is not read is not cut
-        shape = want.shape(tuple(map(known, a.shape)), sizes)
+        slots, want = next(operands)
+        shape = tuple(map(known, a.shape))
+        if want is not None:
+            shape = want.shape(shape, sizes)
+        else:  # it is not read: as large as the others make it
+            shape = _extents(part, slots, shape)
         args.append(leaf("input", f"operand{k}", TensorType(a.dtype, shape)))
     whole = tuple(map(known, node.shape))
     mine = choice.result.shape(whole, sizes)
@@ -172,6 +177,15 @@ def _native(
         if candidate.type == TensorType(node.dtype, mine) and _equal(bound, part):
             return _row(candidate, args, siblings)
     return None
+
+
+def _extents(part: Instance, slots: Slots, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an operand by the extents of its axes; dims without axes stay as they are."""
+    found = list(shape)
+    for axes, dim in zip(slots.axes, slots.dims, strict=True):
+        if axes:
+            found[dim] = math.prod(known(part.extents[a]) for a in axes)
+    return tuple(found)
 
 
 def _row(
@@ -199,7 +213,40 @@ def _row(
 
 
 def _equal(a: Instance, b: Instance) -> bool:
-    return (a.extents, a.operands, a.results, a.lets) == (b.extents, b.operands, b.results, b.lets)
+    if (a.extents, a.operands, a.results, a.lets) == (b.extents, b.operands, b.results, b.lets):
+        return True
+    view = _view(a)
+    return view is not None and view == _view(b)
+
+
+def _view(instance: Instance) -> object:
+    """A record that only moves values, by its axes that are longer than one; None for others.
+
+    A part with one sample has no axis for it where the whole value has one.
+    """
+    if len(instance.lets) != 1 or not isinstance(instance.lets[0].body, ex.Load):
+        return None
+    let, load = instance.lets[0], instance.lets[0].body
+    slots = instance.operands.get(load.tensor)
+    names = [i.name for i in load.index if isinstance(i, ex.Index)]
+    if slots is None or load.outside is not None or len(names) != len(load.index):
+        return None
+    long = [a for a in let.axes if instance.extents[a] != 1]
+    number = {a: k for k, a in enumerate(long)}
+    at = dict(zip(slots.flat, names, strict=True))
+
+    def listed(s: Slots, name: Mapping[str, str]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        rows = [
+            (dim, tuple(number[name[a]] for a in axes if name[a] in number))
+            for axes, dim in zip(s.axes, s.dims, strict=True)
+        ]
+        return tuple(row for row in rows if row[1])
+
+    same = {a: a for a in let.axes}
+    return (
+        tuple(instance.extents[a] for a in long), load.tensor, listed(slots, at),
+        listed(instance.results[let.name], same),
+    )  # fmt: skip
 
 
 def contiguous(t: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class Runner:
     _shared: dict[tuple[int, int], Env] = field(default_factory=dict)
     _local: dict[tuple[int, int, int], Env] = field(default_factory=dict)
     _params: dict[int, Env] = field(default_factory=dict)
+    _owners: dict[tuple[int, Key], Weights] = field(default_factory=dict)
     _totals: dict[tuple[int, Key], Parts] = field(default_factory=dict)
     _updates: dict[int, Env] = field(default_factory=dict)
     _calls: dict[object, Local] = field(default_factory=dict)
@@ -337,18 +338,27 @@ class Runner:
         found = self._params[s].get(key) or self.frozen[s].get(key)
         if found is not None:
             return found
-        for piece in self.program.stages[s].pieces:
-            for w in self.weights[s, piece.place]:
-                if key in w.bucket.parameters:
-                    fetched = w.zero == 3 and not w.gathered
-                    if fetched:
-                        w.fetch()
-                    parts = w.views()[key]
-                    if fetched:
-                        parts = {r: t.clone() for r, t in parts.items()}
-                        w.drop()
-                    return parts
-        raise WhetError("a parameter lies elsewhere", got=key.at, where=key.node)
+        w = self._owner(s, key)
+        fetched = w.zero == 3 and not w.gathered
+        if fetched:
+            w.fetch()
+        parts = w.views()[key]
+        if fetched:
+            parts = {r: t.clone() for r, t in parts.items()}
+            w.drop()
+        return parts
+
+    def _owner(self, s: int, key: Key) -> Weights:
+        """The bucket that a parameter lies in."""
+        found = self._owners.get((s, key))
+        if found is None:
+            for piece in self.program.stages[s].pieces:
+                for w in self.weights[s, piece.place]:
+                    if key in w.bucket.parameters:
+                        self._owners[s, key] = w
+                        return w
+            raise WhetError("a parameter lies elsewhere", got=key.at, where=key.node)
+        return found
 
     # -- the end of a step -----------------------------------------------------------------------
     def _update(self, s: int) -> None:

@@ -8,6 +8,7 @@ apart from the collectives of the step, which are the plan's.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,10 @@ class Session:
         )  # fmt: skip
         self.runner.place(wholes, make)
         (self.order,) = (o for o in orders if any(t.stage in stages for t in o))
+        # What is there now stays; to look through it for garbage took longer than a step.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
         """One training step."""

@@ -12,6 +12,7 @@ An optimizer that works element by element does the same to a flat piece as to t
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class Weights:
     gathered: Parts = field(default_factory=dict)
     sums: dict[Key, Parts] = field(default_factory=dict)
     pieces: Parts = field(default_factory=dict)
+    _views: tuple[tuple[Tensor, ...], dict[Key, Parts]] = field(default=((), {}), repr=False)
 
     @property
     def zero(self) -> int:
@@ -113,12 +115,15 @@ class Weights:
 
     def drop(self) -> None:
         """Give back what was gathered."""
-        self.gathered = {}
+        self.gathered, self._views = {}, ((), {})
 
     def views(self) -> dict[Key, Parts]:
         """Every parameter as it lies on the ranks."""
         whole = self.gathered if self.zero == 3 else self.held
-        found: dict[Key, Parts] = {k: {} for k in self.bucket.parameters}
+        flats, found = self._views
+        if len(flats) == len(whole) and all(map(operator.is_, flats, whole.values())):
+            return found
+        found = {k: {} for k in self.bucket.parameters}
         sizes = dict(self.stage.axes)
         for r, flat in whole.items():
             at = 0
@@ -127,6 +132,7 @@ class Weights:
                 count = math.prod(shape)
                 found[key][r] = flat.narrow(0, at, count).view(shape)
                 at += count
+        self._views = tuple(whole.values()), found
         return found
 
     # -- gradients -------------------------------------------------------------------------------
