@@ -43,7 +43,7 @@ from whet.run.parallel.session import Options, Session
 from whet.run.parallel.torchdist import connect, leave
 from whet.run.parallel.watch import Watch
 
-RANKS, COUNT, STEPS, WARM = 2, 12, 7, 2
+RANKS, COUNT, STEPS, WARM = 2, 12, 12, 5  # the first steps take memory that later ones keep
 
 
 def measure(

@@ -3,7 +3,7 @@
     Device := name memory bandwidth peak(dtype)* units launch Curve* slowdown eager
     Curve  := kind top tile depth | kind Point*
     Point  := extents rate                                  measured: bytes or operations a second
-    kind   := "contraction" | "window" | "fused" | "stream" | "gather" | "recurrence"
+    kind   := "contraction" | "window" | "fused" | "stream" | "gather" | "pool" | "recurrence"
 
 A kernel takes the longer of its arithmetic and its memory traffic, and `launch` on top. What it
 gets of the peak depends on its class and size. Two ways to know:
@@ -26,7 +26,7 @@ from itertools import product
 
 from whet.errors import WhetError
 
-KINDS = ("contraction", "window", "fused", "stream", "gather", "recurrence")
+KINDS = ("contraction", "window", "fused", "stream", "gather", "pool", "recurrence")
 PROCESS = "process"  # a device that is a process of a host, as `whet machine measure` names it
 
 # A class without a curve of its own behaves like another one.
@@ -34,6 +34,7 @@ LIKE = {
     "window": "contraction",
     "fused": "contraction",
     "gather": "stream",
+    "pool": "stream",
     "recurrence": "contraction",
 }
 
@@ -190,7 +191,7 @@ class Device:
             calls: operations that it is issued as.
         """
         dtype = dtype or "float32"
-        traffic = self.curve("gather" if kind == "gather" else "stream", "")
+        traffic = self.curve(kind if kind in ("gather", "pool") else "stream", "")
         if traffic.points:
             memory = bytes / traffic.rate((max(1, int(bytes)),))
         else:

@@ -263,6 +263,15 @@ def moves(
     return tuple(found)
 
 
+def _call(n: Node, choices: Mapping[Node, Choice]) -> object:
+    """What gradients of one call, cut alike, have in common; each other node is alone."""
+    base, tilde, _ = n.op.rpartition("~")
+    if not tilde or n not in choices:
+        return n
+    attrs = tuple(kv for kv in n.attrs if kv[0] != "out")
+    return base, n.args, attrs, choices[n].cuts
+
+
 @dataclass(slots=True)
 class _Piece:
     """One block."""
@@ -310,6 +319,9 @@ class _Piece:
         """The operations of one pass, and what they read that they do not make."""
         self.ops, self.there, self.outer = [], set(), set()
         inside = set(nodes)
+        siblings: dict[object, list[Node]] = {}
+        for n in nodes:
+            siblings.setdefault(_call(n, choices), []).append(n)
         for n in nodes:
             choice = choices.get(n) or Choice((), (WHOLE,) * len(n.operands), WHOLE)
             single = dict(self.axes)[MICRO] == 1
@@ -319,15 +331,35 @@ class _Piece:
                     expected="one microbatch", got=n,
                 )  # fmt: skip
             needs = tuple(
-                None if want is None else self._need(a, want, choices, marks)
-                for a, want in zip(n.operands, choice.operands, strict=True)
-            )
+                self._spare(k, siblings[_call(n, choices)], choices)
+                if want is None else self._need(a, want, choices, marks)
+                for k, (a, want) in enumerate(zip(n.operands, choice.operands, strict=True))
+            )  # fmt: skip
             self.ops.append(Compute(n, choice, needs, Key(n, choice.result)))
             self.there.add(Key(n, choice.result))
         for n in layer.sent:
             if n in inside and n in self.at:
                 self._sent(Key(n, self.at[n]), self._need(n, self.at[n], choices, marks))
         return self.ops, self.outer
+
+    def _spare(
+        self, k: int, siblings: Sequence[Node], choices: Mapping[Node, Choice]
+    ) -> Key | None:  # fmt: skip
+        """An operand that a node does not read, as a sibling reads it, where it lies so already.
+
+        Given all of them, one call finds the gradients of all.
+        """
+        for n in siblings if len(siblings) > 1 else ():
+            a, want = n.operands[k], choices[n].operands[k]
+            if want is None:
+                continue
+            key = Key(a, want)
+            if key in self.there:
+                return key
+            if self._have(a, choices) == want:
+                self.outer.add(key)
+                return key
+        return None
 
     def _sent(self, key: Key, made: Key) -> None:
         """Give what is sent the name that readers know: axes of one rank may tell them apart."""

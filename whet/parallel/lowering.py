@@ -21,8 +21,8 @@ from whet.parallel.blocks import Layer
 from whet.parallel.choice import Choice
 from whet.parallel.cut import known
 from whet.parallel.placed import Block, Step, Weights
-from whet.parallel.sharding import Axes, Sharding, reshard
-from whet.parallel.work import arithmetic, shared, step, work
+from whet.parallel.sharding import Axes, Move, Sharding, reshard
+from whet.parallel.work import arithmetic, evaluated, shared, slides, step, work
 
 SLICE = 4  # operations of a slice on a rank: it opens a value, narrows it, closes and copies it
 GRADIENT = 25  # of a gradient by differentiating a call, which is made again for it
@@ -115,17 +115,36 @@ class _Lowering:
             for part in [shared(nodes)] for n in nodes
         }  # fmt: skip
 
-    def _calls(self, n: Node) -> int:
-        """The operations that a rank runs for a node: the gradients of a call are found at once."""
+    def _eagerly(self, n: Node, made: Step) -> Step:
+        """The step as a rank takes it.
+
+        Gradients of a call are found at once, by differentiating the call, which is made again.
+        Where values inside are combined, the record runs, one operation after another. Windows
+        without a product are a class of their own: value by value.
+        """
+        choice = self.choices[n]
+        if slides(n):
+            made = replace(made, kind="pool")
+        if choice.inner:
+            count, elements = evaluated(n, choice, self.mesh)
+            return replace(made, read=8 * elements, written=4 * elements, calls=count)
         base, tilde, _ = n.op.rpartition("~")
-        if not tilde or work(n).kind == "window":
-            return 1
-        call = base, n.args, self.choices[n].cuts
+        if not tilde or made.kind == "window":
+            return made
+        call = base, n.args, choice.cuts
         if call in self.differentiated:
-            return 1
-        if all(want is not None for want in self.choices[n].operands):
-            self.differentiated.add(call)
-        return GRADIENT
+            return replace(made, read=0, written=0, flops=made.flops)
+        self.differentiated.add(call)
+        again = next(
+            (m for m in self.layer.forward if m.op == base and m.args == n.args[:-1]), None
+        )
+        first = step(again, self.choices[again], self.mesh) if again is not None else None
+        if first is not None:
+            made = replace(
+                made, flops=made.flops + first.flops, read=made.read + first.read,
+                written=made.written + first.written,
+            )  # fmt: skip
+        return replace(made, calls=GRADIENT)
 
     # -- steps ---------------------------------------------------------------------------------
     def _node(self, to: _List, n: Node, scale: float) -> None:
@@ -155,7 +174,7 @@ class _Lowering:
             return
         made = replace(made, flops=int(made.flops * scale), weight=n in self.weighty)
         if self.eager:
-            made = replace(made, calls=self._calls(n))
+            made = self._eagerly(n, made)
         fits = made.kind == "stream" and to.stream >= 0 and not self.eager
         if fits and all(w <= to.stream for w in after):
             held = to.steps[to.stream]
@@ -198,13 +217,10 @@ class _Lowering:
             axes = tuple(x for x in move.axes if x not in self.time)
             if move.kind in ("slice", "drop") or not axes:
                 if self.eager and move.kind == "slice" and axes:
-                    part = move.bytes // math.prod(dict(self.mesh)[x] for x in axes)
-                    to.steps.append(
-                        Step(f"slice {a.op}", "stream", read=part, written=part,
-                             after=(at,) if at >= 0 else (), calls=SLICE)
-                    )  # fmt: skip
-                    at = len(to.steps) - 1
+                    at = self._laid(to, move, at)
                 continue
+            if self.eager:
+                at = self._laid(to, move, at)
             made = Step(f"{move.kind} {a.op}", move.kind, bytes=move.bytes, axes=axes,
                         dtype=arithmetic(a), after=(at,) if at >= 0 else ())  # fmt: skip
             to.steps.append(made)
@@ -212,6 +228,22 @@ class _Lowering:
             to.stream = -1
         to.maker[a, want] = at
         return at
+
+    def _laid(self, to: _List, move: Move, at: int) -> int:
+        """What a rank copies for a move: a collective takes and makes what is cut by rows."""
+        if move.kind == "all_reduce":
+            return at
+        part = move.bytes // math.prod(dict(self.mesh)[x] for x in move.axes)
+        moved = {"slice": part, "all_to_all": 2 * move.bytes}.get(move.kind, part + move.bytes)
+        if move.kind in ("all_gather", "reduce_scatter") and all(
+            dim == 0 for dim, _, x in (*move.source.cuts, *move.target.cuts) if x in move.axes
+        ):
+            moved = 0
+        to.steps.append(
+            Step(f"lay {move.kind}", "stream", read=moved, written=moved,
+                 after=(at,) if at >= 0 else (), calls=SLICE)
+        )  # fmt: skip
+        return len(to.steps) - 1
 
     # -- memory --------------------------------------------------------------------------------
     def _memory(self, ahead: _List, behind: _List) -> None:

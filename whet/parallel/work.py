@@ -170,6 +170,35 @@ def shared(nodes: Sequence[Node]) -> float:
     return known(cost.flops(joint, outs)) / max(1, alone)
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def slides(node: Node) -> bool:
+    """Whether something is read through a window, without a product of sums."""
+    if node.is_leaf or work(node).kind != "stream":
+        return False
+    instance = instance_of(node)
+    return any(
+        len((ex.affine(i) or ({}, 0))[0]) > 1
+        for let in needed(instance, out_of(node, instance))
+        for load in ex.loads(let.body) for i in load.index
+    )  # fmt: skip
+
+
+def evaluated(node: Node, choice: Choice, mesh: Axes) -> tuple[int, int]:
+    """(operations, elements that they make) of one device's part, evaluated as the record says."""
+    instance, sizes = instance_of(node), dict(mesh)
+    local = {a: known(size) for a, size in instance.extents.items()}
+    for m, a, _ in choice.cuts:
+        if a in local:
+            local[a] //= sizes[m]
+    count = elements = 0
+    for let in needed(instance, out_of(node, instance)):
+        inside = {a for e in ex.walk(let.body) if isinstance(e, Reduce) for a in e.axes}
+        calls = sum(isinstance(e, Call | Reduce) for e in ex.walk(let.body)) or 1
+        count += calls
+        elements += calls * math.prod(local[a] for a in {*let.axes, *inside})
+    return count, elements
+
+
 def arithmetic(node: Node) -> str:
     """The dtype that a node computes in."""
     floats = [a.dtype for a in (*node.operands, node) if a.dtype.is_float]
@@ -212,4 +241,4 @@ def step(node: Node, choice: Choice, mesh: Axes, after: tuple[int, ...] = ()) ->
     )  # fmt: skip
 
 
-__all__ = ["Work", "arithmetic", "instance_of", "out_of", "step", "work"]
+__all__ = ["Work", "arithmetic", "evaluated", "instance_of", "out_of", "slides", "step", "work"]

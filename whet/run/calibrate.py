@@ -40,20 +40,19 @@ from whet.machine import Machine
 from whet.machine.device import PROCESS
 from whet.parallel import blocks
 from whet.parallel.choice import Choice
-from whet.parallel.compose import moves, program
+from whet.parallel.compose import program
 from whet.parallel.cut import known
 from whet.parallel.pipeline import Turn
-from whet.parallel.sharding import WHOLE, Sharding
+from whet.parallel.sharding import WHOLE
 from whet.parallel.strategy import Part, Recipe, Strategy
 from whet.run.parallel import cores, heap
-from whet.run.parallel.exchange import Collectives, Grid
 from whet.run.parallel.proof import together
 from whet.run.parallel.torchdist import TorchGroup
 
-SIZES = (16, 64, 256, 1024)  # of m, n and k of a contraction
+SIZES = (2, 16, 64, 256, 1024)  # of m, n and k of a contraction
 STREAMS = tuple(1 << p for p in range(12, 28, 3))  # bytes that a stream moves
 MESSAGES = tuple(1 << p for p in range(10, 27, 2))  # bytes of a collective's tensor
-CHANNELS, IMAGES = (16, 64, 256), (7, 14, 28, 56)
+CHANNELS, IMAGES = (4, 16, 64, 256), (4, 7, 14, 28, 56)
 PING, SOFTMAX = 8 << 20, (256, 1024)  # bytes of a long message; shape of what is normalized
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
 SAMPLES, SAMPLE_S = 7, 4e-3
@@ -63,8 +62,6 @@ BETWEEN = 192  # rows of the product between two collectives
 PRODUCTS, LEAVES = 12, 8  # of a program that is timed
 SUMS, VIEWS = 3, 4  # of one turn of it
 GIGA, MICRO = 1e9, 1e-6
-ROWS, COLUMNS = Sharding(((0, 1, "data"),)), Sharding(((1, 1, "data"),))
-SUM = Sharding((), (("data", "sum"),))
 
 Call = Callable[[], object]
 
@@ -147,6 +144,7 @@ def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
         for size, s in found["stream"]
     ]
     gather = [[[size], rate(size, s)] for size, s in found["gather"]]
+    pool = [[[size], rate(size, s)] for size, s in found["pool"]]
     latency, longer = found["link"]
     bandwidth = PING / max(longer - latency, 1e-9)
     device = {
@@ -166,6 +164,7 @@ def _text(host: Machine, ranks: int, found: dict[str, Any]) -> dict[str, Any]:
             {"kind": "window", "points": window},
             {"kind": "stream", "points": stream},
             {"kind": "gather", "points": gather},
+            {"kind": "pool", "points": pool},
         ],
     }
     return {
@@ -238,6 +237,7 @@ def main(job: dict[str, Any]) -> None:
         found["contraction"] = list(_contractions())
         found["window"] = list(_windows())
         found["gather"] = list(_gathers())
+        found["pool"] = list(_pools())
         found["vector"] = _vector()
         found["collectives"] = _collectives(rank, ranks)
         found["link"] = _link(rank)
@@ -362,6 +362,14 @@ def _gathers() -> Iterable[tuple[int, float]]:
         yield rows * 512, _seconds(lambda ids=ids: table[ids])  # type: ignore[misc]
 
 
+def _pools() -> Iterable[tuple[int, float]]:
+    """The largest of each window; read and written."""
+    for side in IMAGES:
+        x = torch.randn(4, 64, side, side)
+        call: Call = lambda x=x: torch.max_pool2d(x, 2)  # type: ignore[misc]  # noqa: E731
+        yield 5 * x.numel(), _seconds(call)
+
+
 def _vector() -> float:
     """Seconds of a softmax, which stands for element-wise work: five operations an element."""
     x = torch.randn(*SOFTMAX)
@@ -381,19 +389,23 @@ def _collectives(rank: int, ranks: int) -> dict[str, dict[str, list[tuple[int, f
 
 
 def _collective(what: str, n: int, group: Any) -> list[tuple[int, float]]:
-    """Behind a kernel, as in a program: ranks do not arrive together, and threads have to wake.
+    """Behind a few ms of kernels, as in a program: nothing of it is left in the caches, ranks do
+    not arrive together, and threads have to wake. It takes twice as long as right behind another.
 
     Steps add up what collectives take, so it is the mean, without the tenth that was disturbed.
     """
-    points, kernel = [], torch.randn(BETWEEN, BETWEEN)
+    points, kernel = [], torch.randn(512, 512)
+    streams = torch.randn(8, 1 << 18).unbind()  # which leave nothing else in the caches
     for size in MESSAGES:
-        elements = size // 4 // (16 * n) * 16 * n
+        elements = size // 4 // n * n
         samples = []
         if group is not None:
             call = _call(what, elements, n, group)
             call()
             for _ in range(40 if size < 1 << 22 else 10):
                 kernel @ kernel
+                for x in streams:
+                    x + x
                 began = time.perf_counter()
                 call()
                 samples.append(time.perf_counter() - began)
@@ -404,23 +416,20 @@ def _collective(what: str, n: int, group: Any) -> list[tuple[int, float]]:
 
 
 def _call(what: str, elements: int, n: int, group: Any) -> Call:
-    """A collective on a matrix, as ranks make it for a move between two shardings."""
-    if what == "broadcast":
-        whole = torch.ones(elements)
-        return lambda: dist.broadcast(whole, group_src=0, group=group)
-    before, after = {
-        "all_reduce": (SUM, WHOLE), "all_gather": (COLUMNS, WHOLE),
-        "reduce_scatter": (SUM, COLUMNS), "all_to_all": (COLUMNS, ROWS),
-    }[what]  # fmt: skip
-    axes = (("micro", 1), ("data", n))
-    value = leaf("input", "x", TensorType(DType.f32, (16, elements // 16)))
-    (op,) = moves(value, before, after, axes, ())
-    rank = dist.get_rank(group)
-    grid = Grid(axes, {r: {"data": r} for r in range(n)})
+    """A collective on a flat tensor or on each rank's part of it, as ranks make it."""
+    whole, part = torch.ones(elements), torch.ones(elements // n)
     own = TorchGroup(group.group_name, n, lambda _: None)
-    exchanger = Collectives(grid, lambda _: own)
-    part = {rank: torch.ones(before.shape((16, elements // 16), dict(axes)))}
-    return lambda: exchanger.exchange(op, part, 0)
+    match what:
+        case "all_reduce":
+            return lambda: own.all_reduce(whole, "sum")
+        case "all_gather":
+            return lambda: own.all_gather(part)
+        case "reduce_scatter":
+            return lambda: own.reduce_scatter(whole)
+        case "all_to_all":
+            return lambda: own.all_to_all(whole)
+        case _:
+            return lambda: dist.broadcast(whole, group_src=0, group=group)
 
 
 def _together(call: Call, times: int) -> float:

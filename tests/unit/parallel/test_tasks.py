@@ -202,7 +202,7 @@ def test_gradients_alone_may_meet_along_an_axis():
 
 
 def test_an_eager_stage_waits_for_what_it_issues():
-    """One stream: the step is the sum of its parts, and gradients are added by steps of their own."""
+    """One stream: the step is the sum of its parts; gradients are added by steps of their own."""
     stage = replace(STAGE, eager=True, zero=3)
     kinds = names(stage, "backward", last=True)
     assert (kinds["all_gather"], kinds["reduce_scatter"], kinds["stream"]) == (6, 6, 6)

@@ -16,6 +16,7 @@ FOUND = {
     "window": [[[196, 16, 144], 1e-4]],
     "stream": [[4092, 2e-6], [1 << 20, 1e-4]],
     "gather": [[32768, 1e-5]],
+    "pool": [[32768, 2e-5]],
     "vector": 256 * 1024 * 5 / 4e9,
     "collectives": {"2": {"all_reduce": [[1024, 1e-4], [1 << 20, 2e-3]]}},
     "link": [50e-6, 50e-6 + calibrate.PING / 2e9],
