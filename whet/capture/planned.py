@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from whet.backend.library import run_opaque
 from whet.capture.training import Training, training
@@ -203,31 +204,51 @@ def rank(plan: Planned, options: Options, timeout: float) -> tuple[Run, dict[str
     """One rank of a run, in a process that a launcher started.
 
     Returns:
-        What came of it; on rank 0 also the whole parameters at the end.
+        What came of it; on rank 0 also the whole parameters at the end, or, of a forward pass
+        alone, what the last one handed out, as `result 0` and so on.
 
     Raises:
+        WhetError: checkpoints of a plan that trains nothing.
         RankFailed: this rank or another ended the run.
     """
+    step = plan.training
+    if options.folder is not None and not step.model.training:
+        raise WhetError(
+            "a forward pass alone leaves nothing to save", expected="a plan of a training step",
+            got=f"checkpoints in {options.folder}", hint="leave --checkpoints out",
+        )  # fmt: skip
     here, size, store = connect(timeout)
     watch = Watch(store, here, size)
     watch.start()
-    step = plan.training
     try:
         session = Session(plan.program, plan.orders, step.wholes(), options.make(), watch)
         run = train(session, lambda k: batch(step, k), options)
-        return run, session.wholes()
+        if step.model.training:
+            return run, session.wholes()
+        found = session.answer()
+        return run, None if found is None else _named(found)
     finally:
         watch.stop()
 
 
+def _named(results: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"result {k}": t for k, t in enumerate(results)}
+
+
 def batch(step: Training, number: int) -> dict[str, Tensor]:
-    """The samples of a step: those that the model came with, in an order of the step's own."""
+    """The samples of a step by the names of the graph's inputs."""
+    return step.feeds(*turned(step, number), number)
+
+
+def turned(step: Training, number: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Inputs and targets that the model came with, in an order of the step's own."""
     count = step.model.batch
 
-    def turned(t: Tensor) -> Tensor:
+    def one(t: Tensor) -> Tensor:
         return torch.roll(t, number, 0) if t.dim() and t.shape[0] == count else t
 
-    return step.feeds(tuple(map(turned, step.inputs)), tuple(map(turned, step.targets)), number)
+    inputs, targets = pytree.tree_map_only(Tensor, one, (step.inputs, step.targets))
+    return inputs, targets
 
 
 def single(step: Training, options: Options) -> tuple[list[float], dict[str, Tensor]]:
@@ -239,15 +260,33 @@ def single(step: Training, options: Options) -> tuple[list[float], dict[str, Ten
         return _by_graph(step, options)
     module = step.module
     made = options.make()([p for p in module.parameters() if p.requires_grad])
-    losses, count = [], len(step.inputs)
+    losses = []
     for k in range(options.steps):
-        given = list(batch(step, k).values())
+        inputs, targets = turned(step, k)
         made.zero_grad()
-        loss = step.loss(module(*given[:count]), *given[count:])
+        loss = step.loss(module(*inputs), *targets)
         loss.backward()
         made.step()
         losses.append(float(loss.detach()))
     return losses, {k: t.detach() for k, t in step.wholes().items()}
+
+
+def forward(step: Training, options: Options) -> dict[str, Tensor]:
+    """What the module itself answers to the last batch of a run, named as `rank` names it.
+
+    Raises:
+        WhetError: it answers with other tensors than its graph has results.
+    """
+    inputs, _ = turned(step, options.steps - 1)
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(step.module(*inputs))
+    found = [t for t in leaves if isinstance(t, Tensor)]
+    if len(found) != len(step.joint.graph.outputs):
+        raise WhetError(
+            "a module's answer has other tensors than its graph",
+            expected=len(step.joint.graph.outputs), got=len(found),
+        )  # fmt: skip
+    return _named(found)
 
 
 def _by_graph(step: Training, options: Options) -> tuple[list[float], dict[str, Tensor]]:
@@ -273,15 +312,25 @@ def compared(
 
     Returns:
         `loss_error`: the largest of any step; `parameter_error`: the largest difference of a
-        parameter or buffer, relative to its largest element; `parameter`: its name.
+        parameter or buffer, relative to its largest element; `parameter`: its name. Of a forward
+        pass alone the same of results, as `result_error` and `result`.
     """
+    if not step.model.training:
+        worst, farthest = _farthest(forward(step, options), wholes or {})
+        return {"result_error": worst, "result": farthest}
     expected, after = single(step, options)
     apart = max(abs(a - b) / max(abs(b), 1e-30) for a, b in zip(losses, expected, strict=True))
+    worst, farthest = _farthest(after, wholes or {})
+    return {"loss_error": apart, "parameter_error": worst, "parameter": farthest}
+
+
+def _farthest(after: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The largest difference, relative to the largest element of a tensor, and which it is."""
     worst, farthest = 0.0, ""
-    for name, t in (wholes or {}).items():
+    for name, t in got.items():
         want = after[name].double()
         size = max(float(want.abs().max()) if want.numel() else 0.0, 1e-30)
         off = float((t.double() - want).abs().max()) / size if want.numel() else 0.0
         if off > worst:
             worst, farthest = off, name
-    return {"loss_error": apart, "parameter_error": worst, "parameter": farthest}
+    return worst, farthest

@@ -109,6 +109,16 @@ def _all(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _apart(found: dict[str, Any]) -> str:
+    """How far a run is from one process, in words."""
+    if "result_error" in found:
+        return f"results {found['result_error']:.2g} apart {found['result']}".rstrip()
+    return (
+        f"losses {found['loss_error']:.2g} apart, parameters {found['parameter_error']:.2g}"
+        f" {found['parameter']}"
+    ).rstrip()
+
+
 def _blamed(bad: list[Any]) -> str:
     """The line that names the rank at fault, as the survivors say it."""
     for e in bad:
@@ -153,20 +163,24 @@ def _rank(args: argparse.Namespace, console: Console) -> int:
     losses = leave(result.losses if result.rank == last else None, last)
     if not first:
         return 0
-    rows = [["step", "loss", "seconds"]]
-    rows += [
-        [str(result.first + k + 1), f"{loss:.6g}", table.duration(s)]
-        for k, (loss, s) in enumerate(zip(losses, result.seconds, strict=True))
-    ]
+    found = {"seconds": result.seconds, "first": result.first, "ranks": plan.program.ranks}
+    if plan.training.model.training:
+        found["losses"] = losses
+        rows = [["step", "loss", "seconds"]]
+        rows += [
+            [str(result.first + k + 1), f"{loss:.6g}", table.duration(s)]
+            for k, (loss, s) in enumerate(zip(losses, result.seconds, strict=True))
+        ]
+    else:
+        found["results"] = {k: list(t.shape) for k, t in wholes.items()}
+        rows = [["pass", "seconds"]]
+        rows += [[str(k + 1), table.duration(s)] for k, s in enumerate(result.seconds)]
     console.print(table.aligned(rows))
-    found = {"losses": losses, "seconds": result.seconds, "first": result.first,
-             "ranks": plan.program.ranks}  # fmt: skip
     if result.saved is not None:
         found["checkpoint"] = str(result.saved)
         console.print(f"checkpoint: {result.saved}")
     if args.compare and result.first == 0:
         found |= glue.compared(plan.training, options, losses, wholes)
-        console.print(f"against one process: losses {found['loss_error']:.2g} apart, parameters"
-                      f" {found['parameter_error']:.2g} {found['parameter']}".rstrip())  # fmt: skip
+        console.print(f"against one process: {_apart(found)}")
     console.finish(found)
     return 0

@@ -30,7 +30,8 @@ class Layer:
         entering, leaving: the values that forward takes from before, and that later blocks take.
         gradients: of `parameters`, those that are trained: parameter → gradient.
         parameters: leaves that it reads first.
-        sent: values that other blocks read, those that flow back too.
+        sent: values that other blocks read, those that flow back too; of a forward pass alone, its
+            results as well.
     """
 
     digest: str
@@ -287,11 +288,17 @@ def _layer(
         )
     )  # fmt: skip
     gradients = {p: grads[p] for p in own if p in grads}
-    sent = tuple(n for n in (*members, *behind) if any(u not in inside for u in graph.users[n]))
+    sent = _sent((*members, *behind), graph, results=not grads)
     return Layer(
         _digest(members, behind, own, grads), tuple(members), tuple(behind), tuple(entering),
         tuple(leaving), gradients, own, sent,
     )  # fmt: skip
+
+
+def _sent(nodes: Sequence[Node], graph: Graph, *, results: bool) -> tuple[Node, ...]:
+    """What others read of a block's nodes, and what the whole hands out if that is asked for."""
+    inside, out = set(nodes), set(graph.outputs) if results else set()
+    return tuple(n for n in nodes if n in out or any(u not in inside for u in graph.users[n]))
 
 
 def _digest(
@@ -362,7 +369,8 @@ def _merged(graph: Graph, pieces: Sequence[Layer]) -> Layer:
     inside = {n for p in pieces for n in p.forward}
     gradients = {k: v for p in pieces for k, v in p.gradients.items()}
     leaving = dict.fromkeys(n for n in pieces[-1].leaving)
-    every = {n for p in pieces for n in p.nodes}
+    every = tuple(n for p in pieces for n in p.nodes)
+    sent = set(_sent(every, graph, results=not gradients))
     text = "+".join(p.digest for p in pieces)
     return Layer(
         hashlib.blake2b(text.encode(), digest_size=12).hexdigest(),
@@ -372,5 +380,5 @@ def _merged(graph: Graph, pieces: Sequence[Layer]) -> Layer:
         tuple(leaving),
         gradients,
         tuple(n for p in pieces for n in p.parameters),
-        tuple(n for p in pieces for n in p.sent if any(u not in every for u in graph.users[n])),
+        tuple(n for p in pieces for n in p.sent if n in sent),
     )

@@ -97,7 +97,7 @@ class _Lowering:
                 self.given.add(n)
         self.sample = samples(graph.inputs, graph.nodes, model.batch)
         grads = [g for x in model.rows for g in x.gradients.values()]
-        self.tail = tails(graph.nodes, grads, graph.outputs[0])
+        self.tail = tails(graph.nodes, grads, graph.outputs[0] if grads else None)
         self.marks = self._marks()
         part_of = {}
         for s, part in enumerate(self.strategy.parts):
@@ -116,6 +116,11 @@ class _Lowering:
             for p in layer.parameters:
                 self.owner.setdefault(p, place)
             self.forward.update(layer.forward)
+        if not model.training and any(n not in self.stage_of for n in graph.outputs):
+            raise NotExecutable(
+                "a result that no block computes", expected="values that depend on the inputs",
+                got=next(n for n in graph.outputs if n not in self.stage_of),
+            )  # fmt: skip
         stages = tuple(self._stage(s) for s in range(len(self.strategy.parts)))
         messages = self._messages(stages)
         own = tuple(n for n in graph.nodes if n in self.own)
@@ -146,17 +151,23 @@ class _Lowering:
         pieces = tuple(
             _Piece(self, s, place, axes).piece() for place in range(part.first, part.last)
         )
-        loss, updates = None, []
+        loss, updates, results = None, [], []
         for place in range(part.first, part.last):
             layer, choices = self.model.rows[place], self.choices[place]
             inside = set(layer.nodes)
-            output = self.model.graph.outputs[0]
-            if output in inside:
-                loss = Key(output, choices[output].result)
+            outputs = self.model.graph.outputs
+            if not self.model.training:
+                at = self.boundary(place)
+                results += [(k, Key(n, at[n])) for k, n in enumerate(outputs) if n in inside]
+            elif outputs[0] in inside:
+                loss = Key(outputs[0], choices[outputs[0]].result)
             for leaf, n in self.model.graph.updates:
                 if n in inside:
                     updates.append(self._update(place, axes, leaf, n))
-        return Stage(part, Mesh(part.recipe.axes, part.devices), axes, pieces, loss, tuple(updates))
+        return Stage(
+            part, Mesh(part.recipe.axes, part.devices), axes, pieces, loss, tuple(updates),
+            tuple(results),
+        )  # fmt: skip
 
     def _update(
         self, place: int, axes: Axes, leaf: Node, n: Node
@@ -181,6 +192,9 @@ class _Lowering:
             crosses = {self.stage_of.get(u) for u in graph.users[v]} | {self.stage_of.get(v)}
             if at.partial and len(crosses) > 1:  # between stages, a message is of one replica
                 found[v] = Sharding((), at.partial[:1])
+        if not self.model.training:  # results that have no samples are handed out whole
+            inside = set(layer.nodes)
+            found |= {n: WHOLE for n in graph.outputs if n in inside and n not in found}
         return found
 
     # -- between stages --------------------------------------------------------------------------

@@ -150,7 +150,10 @@ class Stage:
 
     Attributes:
         axes: microbatches first, then the axes of the mesh that are longer than 1.
+        loss: of a training step, in its last stage.
         updates: new values of leaves, each with the moves that bring it to where the leaf lies.
+        results: of a forward pass alone, what is handed out: (number of the graph's output, key);
+            samples are cut as its stage cuts them, the rest is whole.
     """
 
     part: Part
@@ -159,6 +162,7 @@ class Stage:
     pieces: tuple[Piece, ...]
     loss: Key | None
     updates: tuple[tuple[Key, Key, tuple[Exchange, ...]], ...]
+    results: tuple[tuple[int, Key], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

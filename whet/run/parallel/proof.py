@@ -2,7 +2,7 @@
 
     prove(program, orders, graph, gradients, wholes, batch) → Proof
 
-All ranks run one after the other on the reference of every exchange (`exchange.Together`), which
+Of a forward pass alone, what is handed out is compared, part by part. All ranks run one after the other on the reference of every exchange (`exchange.Together`), which
 refuses a move that asks a group for what none of it has. The loss, every gradient, every updated
 parameter and buffer is then put together from the ranks' parts and held against the graph itself,
 evaluated by the records' reference semantics, and a stock optimizer on whole parameters: in
@@ -27,7 +27,7 @@ from whet.parallel.parts import Row, rows, starts
 from whet.parallel.pipeline import Order
 from whet.parallel.program import Key, Program
 from whet.parallel.traffic import issued
-from whet.run.parallel import checkpoint
+from whet.run.parallel import answer, checkpoint
 from whet.run.parallel.exchange import Exchanger, Grid, Parts, Together, opened
 from whet.run.parallel.message import Mailbox, Routes, grids
 from whet.run.parallel.runner import Runner
@@ -105,9 +105,14 @@ def prove(
         if over():
             break
         generator = torch.Generator().manual_seed(seed)
-        given = {k: _drawn(t, generator, trained=k in set(gradients)) for k, t in wholes.items()}
         fed = {k: _shuffled(t, generator) for k, t in batch.items()}
-        error, values, moved = _once(program, orders, graph, gradients, given, fed, make)
+        if not program.model.training:
+            given = {k: _scaled(t, generator) for k, t in wholes.items()}
+            error, values, moved = _forward(program, orders, graph, given, fed)
+        else:
+            trained = set(gradients)
+            given = {k: _drawn(t, generator, trained=k in trained) for k, t in wholes.items()}
+            error, values, moved = _once(program, orders, graph, gradients, given, fed, make)
         worst, drawn = max(worst, error), drawn + 1
     if not drawn:
         raise Unproven("the time for the proof was up before anything was compared")
@@ -121,12 +126,39 @@ def _drawn(t: Tensor, generator: torch.Generator, *, trained: bool) -> Tensor:
     return t.detach() + 0.05 * noise
 
 
+def _scaled(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Weights of which nobody says which are trained: signs stay, variances do not get negative."""
+    if not t.is_floating_point():
+        return t.detach().clone()
+    noise = 0.05 * torch.rand(t.shape, dtype=t.dtype, generator=generator)
+    return t.detach() * (1 + noise) + torch.where(t == 0, noise, 0)
+
+
 def _shuffled(t: Tensor, generator: torch.Generator) -> Tensor:
     """Numbers anew; of whole numbers, those that there are in another order."""
     if t.is_floating_point():
         return torch.randn(t.shape, dtype=t.dtype, generator=generator)
     order = torch.randperm(t.numel(), generator=generator)
     return t.reshape(-1)[order].reshape(t.shape)
+
+
+def _forward(
+    program: Program, orders: Sequence[Order], graph: Graph, wholes: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor],
+) -> tuple[float, int, int]:  # fmt: skip
+    """As `_once`, of a forward pass."""
+    runner = together(program)
+    runner.place(wholes, lambda ps: torch.optim.SGD(ps))
+    runner.step(batch, orders)
+    wanted = list(dict.fromkeys(graph.outputs))
+    found = evaluate_nodes(graph, {**wholes, **batch}, FLOAT64, run_opaque, wanted)
+    compare = _Compare()
+    for p in answer.parts(runner):
+        whole = found[graph.outputs[p.number]]
+        compare(f"result {p.number}", p.of(whole.contiguous()), p.open, p.rank, _size(whole))
+    mail = runner.post
+    assert isinstance(mail, Mailbox)
+    return compare.worst, len(compare.names), _exchanges(program) + len(mail.log)
 
 
 def _once(

@@ -43,6 +43,7 @@ class Runner:
         weights: of each piece.
         frozen: parameters without a gradient and buffers, by key.
         losses: of the step, by rank of the last stage; parts of a sum.
+        results: of a forward pass alone, by number of the output and microbatch, as they lie.
     """
 
     program: Program
@@ -55,6 +56,7 @@ class Runner:
     optimizers: dict[int, list[torch.optim.Optimizer]] = field(default_factory=dict)
     batch: Mapping[str, Tensor] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
+    results: dict[tuple[int, int], Parts] = field(default_factory=dict)
     native: dict[bool, int] = field(default_factory=dict)
     _own: dict[Key, Tensor] = field(default_factory=dict)
     _shared: dict[tuple[int, int], Env] = field(default_factory=dict)
@@ -125,7 +127,7 @@ class Runner:
         Args:
             batch: whole inputs by name; a rank reads its own samples only.
         """
-        self.batch, self.losses, self._totals = batch, {}, {}
+        self.batch, self.losses, self.results, self._totals = batch, {}, {}, {}
         self._updates = {s: {} for s in self.ranks}
         self._params = {s: {} for s in self.ranks}
         for number, m in enumerate(self.program.messages):
@@ -166,7 +168,7 @@ class Runner:
         for number, m in enumerate(self.program.messages):
             if m.sender == s and m.made == turn.name:
                 self.post.send(number, m, micro, shared[m.source])
-        if turn.name == "backward":
+        if turn.name == "backward" or not self.program.model.training:
             del self._shared[s, micro]
 
     def _forward(self, s: int, piece: Piece, micro: int) -> None:
@@ -175,6 +177,7 @@ class Runner:
         if stage.loss is not None:
             keep.add(stage.loss)
         keep.update(n for _, n, _ in stage.updates)
+        keep.update(key for _, key in stage.results)
         env: Env = {}
         weights = self.weights[s, piece.place]
         for w in weights:
@@ -188,6 +191,7 @@ class Runner:
         for _, n, _ in stage.updates:
             if n in env:
                 self._updates[s][n] = env[n]
+        self.results |= {(k, micro): env[key] for k, key in stage.results if key in env}
         if not stage.part.recompute:
             self._local[s, piece.place, micro] = {k: v for k, v in env.items() if k in piece.kept}
 

@@ -2,7 +2,7 @@
 
     train(program, wholes, batches, options) → Run
 
-Every rank calls this with the same arguments. What is reported (losses, sums of replicas) travels
+Every rank calls this with the same arguments. A step is one of training, or a forward pass. What is reported (losses, sums of replicas) travels
 apart from the collectives of the step, which are the plan's.
 """
 
@@ -25,7 +25,7 @@ from whet.parallel.library import MICRO
 from whet.parallel.parts import rows, starts
 from whet.parallel.pipeline import Order
 from whet.parallel.program import Key, Program
-from whet.run.parallel import checkpoint, heap
+from whet.run.parallel import answer, checkpoint, heap
 from whet.run.parallel.exchange import Collectives, opened
 from whet.run.parallel.message import Routes, grids
 from whet.run.parallel.runner import Runner, is_last
@@ -125,7 +125,7 @@ class Session:
         gc.freeze()
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
-        """One training step."""
+        """One step of training, or one forward pass."""
         self.runner.begin(batch)
         for k, turn in enumerate(self.order):
             self.runner.turn(turn, last=is_last(turn, self.order, k))
@@ -214,6 +214,13 @@ class Session:
         return made
 
 
+    def answer(self) -> tuple[Tensor, ...] | None:
+        """The results of the last forward pass, on rank 0."""
+        found: list[Any] | None = [None] * self.watch.size if self.rank == 0 else None
+        dist.gather_object(answer.parts(self.runner), found)
+        return None if found is None else answer.joined(p for row in found for p in row)
+
+
 def train(session: Session, batches: Batches, options: Options) -> Run:
     """All steps of a run.
 
@@ -242,7 +249,8 @@ def train(session: Session, batches: Batches, options: Options) -> Run:
             loss = session.loss()
             if loss is not None:
                 run.losses.append(loss)
-            if options.check and (step + 1) % options.check == 0:
+            learns = session.program.model.training
+            if learns and options.check and (step + 1) % options.check == 0:
                 session.agree()
             if options.folder is not None and (step + 1) % options.every == 0:
                 watch.note("writing a checkpoint")
