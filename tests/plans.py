@@ -86,11 +86,13 @@ def strategy(library: Library, plan: Plan, *, one: bool = False) -> Strategy:
     return Strategy(parts, 1 if one else plan.micro, schedule, chunks, "test")
 
 
-def planned(model: str, plan: Plan, dtype: str = "float64", batch: int = 8) -> Planned:
+def planned(
+    model: str, plan: Plan, dtype: str = "float64", batch: int = 8, *, inference: bool = False
+) -> Planned:
     """A plan on a model of `whet.capture.models` at small scale."""
     name = f"models:{model}:small"
-    step = training(name, batch, dtype)
+    step = training(name, batch, dtype, inference=inference)
     machine = "h100x8" if plan.ranks <= 8 else f"h100x8:{plan.ranks // 8}"
     library = Library.of(step.model, topology(machine), optimizer(dtype))
-    one = model in FEEDS_BY_BATCH
+    one = model in FEEDS_BY_BATCH and not inference
     return lowered(name, dtype, step, library, strategy(library, plan, one=one))

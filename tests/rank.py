@@ -1,6 +1,7 @@
 """One rank of a test: run by `whet.run.parallel.launch`, told what to do as JSON.
 
-{"model", "plan", "dtype", "batch", "options": {…}, "out", "fault": {"rank", "step", "kind"}}
+{"model", "plan", "dtype", "batch", "inference", "options": {…}, "out",
+ "fault": {"rank", "step", "kind"}}
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def main(job: dict[str, Any]) -> int:
     torch.set_num_threads(1)
     if "fault" in job:
         faulty(job["fault"])
-    plan = planned(job["model"], PLANS[job["plan"]], job["dtype"], job["batch"])
+    plan = planned(
+        job["model"], PLANS[job["plan"]], job["dtype"], job["batch"],
+        inference=job.get("inference", False),
+    )  # fmt: skip
     given = dict(job["options"])
     if given.get("folder"):
         given["folder"] = Path(given["folder"])

@@ -226,12 +226,13 @@ def rank(plan: Planned, options: Options, timeout: float) -> tuple[Run, dict[str
         if step.model.training:
             return run, session.wholes()
         found = session.answer()
-        return run, None if found is None else _named(found)
+        return run, None if found is None else named(found)
     finally:
         watch.stop()
 
 
-def _named(results: Sequence[Tensor]) -> dict[str, Tensor]:
+def named(results: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Results by name: `result 0` and so on."""
     return {f"result {k}": t for k, t in enumerate(results)}
 
 
@@ -286,7 +287,7 @@ def forward(step: Training, options: Options) -> dict[str, Tensor]:
             "a module's answer has other tensors than its graph",
             expected=len(step.joint.graph.outputs), got=len(found),
         )  # fmt: skip
-    return _named(found)
+    return named(found)
 
 
 def _by_graph(step: Training, options: Options) -> tuple[list[float], dict[str, Tensor]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from whet.cli.console import Console
 from whet.cli.options import seconds
+from whet.cli.plan import text
 from whet.errors import WhetError
 from whet.report import table
 
@@ -59,11 +60,7 @@ def _planned(args: argparse.Namespace, console: Console) -> Any:
     from whet.capture.planned import planned
 
     console.progress("bringing in the model")
-    try:
-        text = args.folder.read_text(encoding="utf-8")
-    except OSError as fault:
-        raise WhetError(f"{args.folder} cannot be read", got=fault.strerror) from fault
-    return planned(text, args.model, args.machine)
+    return planned(text(args.folder), args.model, args.machine)
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -172,7 +169,7 @@ def _rank(args: argparse.Namespace, console: Console) -> int:
             for k, (loss, s) in enumerate(zip(losses, result.seconds, strict=True))
         ]
     else:
-        found["results"] = {k: list(t.shape) for k, t in wholes.items()}
+        found["results"] = {k: list(t.shape) for k, t in (wholes or {}).items()}
         rows = [["pass", "seconds"]]
         rows += [[str(k + 1), table.duration(s)] for k, s in enumerate(result.seconds)]
     console.print(table.aligned(rows))

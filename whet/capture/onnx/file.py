@@ -1,6 +1,7 @@
-"""ONNX files into plain data; the only file that knows the onnx package.
+"""ONNX files into plain data and back; the only file that knows the onnx package.
 
     bytes --parse--> check --inline functions--> OnnxModel
+    OnnxModel --serialized--> bytes
 
 Operators that the caller does not know are replaced by their definition in the standard where they
 have one (a function over simpler operators); a model's own functions are replaced always.
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whet.capture.aten.call import dtype_of as _dtype_of
 from whet.capture.onnx.model import (
     ELEMENTS,
     OnnxGraph,
@@ -26,6 +28,7 @@ from whet.capture.onnx.model import (
     element_name,
 )
 from whet.errors import CaptureError
+from whet.ir.types import DType
 
 _CHECKED_BYTES = 1 << 31  # the checker serializes what it checks, and no message is longer
 _BFLOAT16 = 16
@@ -341,3 +344,67 @@ def _tensor(tensor: Any) -> Tensor | Unreadable:
         bits = torch.from_numpy(array.view("int16").copy())
         return bits.view(torch.bfloat16)
     return torch.from_numpy(array.copy())
+
+
+# -- the way back --------------------------------------------------------------------------------
+_CODES: dict[DType | None, int] = {
+    dtype: code for code, (_, dtype) in ELEMENTS.items() if dtype is not None
+}
+
+
+def write_model(model: OnnxModel, path: Path) -> None:
+    """Write a model that `whet.capture.onnx.writer` made; checked as the standard has it.
+
+    Weights that no message can hold go into a file beside it, `NAME.data`.
+
+    Raises:
+        CaptureError: the onnx package is missing, or the standard does not allow the model.
+    """
+    onnx = _onnx()
+    made = _proto(onnx, model)
+    size = sum(
+        t.numel() * t.element_size() for t in model.graph.initializers.values()
+        if isinstance(t, Tensor)
+    )  # fmt: skip
+    beside = size > _CHECKED_BYTES // 2
+    try:
+        if beside:
+            onnx.save_model(
+                made, str(path), save_as_external_data=True, location=f"{path.name}.data"
+            )
+        else:
+            path.write_bytes(made.SerializeToString())
+        onnx.checker.check_model(str(path), full_check=not beside)
+    except OSError as fault:
+        raise CaptureError(f"{path} cannot be written", got=fault.strerror) from fault
+    except Exception as fault:  # the checker raises what its parts raise
+        raise CaptureError(
+            "the ONNX model that was written is not valid", got=_short(fault), where=path
+        ) from fault
+
+
+def _proto(onnx: Any, model: OnnxModel) -> Any:
+    """Plain data as a ModelProto."""
+    helper, graph = onnx.helper, model.graph
+
+    def value(v: OnnxValue) -> Any:
+        return helper.make_tensor_value_info(v.name, v.element, v.shape)
+
+    nodes = [
+        helper.make_node(n.op, n.inputs, n.outputs, domain=n.domain, **n.attributes)
+        for n in graph.nodes
+    ]
+    weights = [_to_proto(onnx, k, t) for k, t in graph.initializers.items()]
+    made = helper.make_graph(
+        nodes, graph.name, list(map(value, graph.inputs)), list(map(value, graph.outputs)), weights
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in model.opsets.items()]
+    return helper.make_model(made, opset_imports=opsets, ir_version=9, producer_name="whet")
+
+
+def _to_proto(onnx: Any, name: str, t: object) -> Any:
+    assert isinstance(t, Tensor)
+    raw = t.detach().cpu().contiguous()
+    made = onnx.TensorProto(name=name, data_type=_CODES[_dtype_of(raw.dtype)], dims=list(raw.shape))
+    made.raw_data = raw.reshape(-1).view(torch.uint8).numpy().tobytes() if raw.numel() else b""
+    return made

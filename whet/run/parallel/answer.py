@@ -1,6 +1,6 @@
 """What a forward pass hands out: the parts of its ranks, and the whole.
 
-    Part := number of the graph's output, shape of the whole, Row*, first step of each, tensor
+Part := number of the graph's output, shape of the whole, Row*, first step of each, tensor
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One rank's part of a node as a call.
 
     bind(node, choice, mesh, coords) → Local := Call | (assignment, Call, combined over axes)*
+    meant(node, choice, mesh, coords) → Meant     the same as a text: a node, or a record
 
 What a part computes is the operator's record over that part. Where this is the record of the same
 operator at the part's sizes, torch's call of it is used; else (positions count from elsewhere, a
@@ -10,7 +11,7 @@ table's other rows, a mean over more than the part) the record itself is evaluat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +24,7 @@ from whet.ir import expr as ex
 from whet.ir.graph import Node, apply, leaf
 from whet.ir.interp import NATIVE, run_instance
 from whet.ir.record import Instance, Slots
-from whet.ir.types import TensorType
+from whet.ir.types import DType, TensorType
 from whet.parallel.choice import SUMS, Choice, cuts_of, instance_of, out_of
 from whet.parallel.cut import known, needed, part_of, prepared
 from whet.parallel.parts import Coords, number
@@ -80,8 +81,27 @@ def bind(
             lambda xs: aten.call(node, list(xs)),
             native=True,
         )
-    instance, sizes = instance_of(node), dict(mesh)
-    out, cuts = out_of(node, instance), cuts_of(node)
+    part = _part(node, choice, mesh, coords)
+    out = out_of(node, instance_of(node))
+    names = tuple(part.operands)
+    if choice.inner:
+        return Local(names, None, _lets(node, part, out, choice))
+    fast = _native(node, part, choice, mesh, siblings or Siblings())
+    if fast is not None:
+        return Local(names, fast, native=True)
+    slim = _slim(part, out)
+    wanted = [k for k, name in enumerate(names) if name in slim.operands]
+
+    def call(xs: Tensors) -> Tensor:
+        given = {names[k]: x for k in wanted if (x := xs[k]) is not None}
+        return run_instance(slim, given, NATIVE, out, node.dtype)
+
+    return Local(names, call)
+
+
+def _part(node: Node, choice: Choice, mesh: Axes, coords: Coords) -> Instance:
+    """The record over a rank's part."""
+    instance, sizes, cuts = instance_of(node), dict(mesh), cuts_of(node)
     local: dict[str, int] = {}
     for m, a, _ in choice.cuts:
         if a != SUMS[0]:
@@ -91,31 +111,70 @@ def bind(
         if a in cuts and cuts[a].offset:
             axes = [k for k, b, _ in choice.cuts if b == a]
             begin[a] = number(axes, coords, mesh) * local[a]
-    part = part_of(instance, local, begin) if local else instance
-    names = tuple(instance.operands)
-    if choice.inner:
-        return Local(names, None, _lets(node, part, out, choice))
-    fast = _native(node, part, choice, mesh, siblings or Siblings())
-    if fast is not None:
-        return Local(names, fast, native=True)
+    return part_of(instance, local, begin) if local else instance
+
+
+def _slim(part: Instance, out: str) -> Instance:
+    """A record with the operands alone that a result reads."""
     used = {x.tensor for let in needed(part, out) for x in ex.loads(let.body)}
-    slim = replace(part, operands={k: s for k, s in part.operands.items() if k in used})
-    wanted = [k for k, name in enumerate(names) if name in used]
-
-    def call(xs: Tensors) -> Tensor:
-        given = {names[k]: x for k in wanted if (x := xs[k]) is not None}
-        return run_instance(slim, given, NATIVE, out, node.dtype)
-
-    return Local(names, call)
+    return replace(part, operands={k: s for k, s in part.operands.items() if k in used})
 
 
-def _lets(node: Node, part: Instance, out: str, choice: Choice) -> tuple[Let, ...]:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One record of a part.
+
+    Attributes:
+        instance: with the operands alone that it reads.
+        out: the assignment that it makes.
+        dtype: of it, where that does not follow from what is read.
+        combine: (how, axis of the mesh) behind it, in order.
+    """
+
+    instance: Instance
+    out: str
+    dtype: DType | None
+    combine: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What one rank computes of a node.
+
+    Attributes:
+        node: the operator at the part's sizes, over inputs `operand0`, …; None where no operator
+            says it.
+        names: of the present operands, in order, as `steps` call them.
+        steps: else its records, the last one the result.
+    """
+
+    node: Node | None
+    names: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+
+def meant(node: Node, choice: Choice, mesh: Axes, coords: Coords) -> Meant:
+    """The part of a rank without a call of any library; arguments as for `bind`."""
+    read = all(w is not None for w in choice.operands)
+    if node.op in ("opaque", "item") or (read and not choice.cuts):
+        return Meant(node)
+    part = _part(node, choice, mesh, coords)
+    names, out = tuple(part.operands), out_of(node, instance_of(node))
+    if choice.inner:
+        return Meant(None, names, tuple(_steps(node, part, out, choice)))
+    if read:
+        found = _same(node, part, choice, mesh)
+        if found is not None:
+            return Meant(found[0])
+    return Meant(None, names, (Step(_slim(part, out), out, node.dtype),))
+
+
+def _steps(node: Node, part: Instance, out: str, choice: Choice) -> Iterator[Step]:
     """The assignments one by one, each with what is combined behind it."""
     inner: dict[str, list[tuple[str, str]]] = {}
     for name, how, axis, _, _ in choice.inner:
         inner.setdefault(name, []).append((how, axis))
     slots = dict(part.operands)
-    found = []
     for let in needed(part, out):
         used = {x.tensor for x in ex.loads(let.body)}
         last = let.name == out
@@ -128,29 +187,40 @@ def _lets(node: Node, part: Instance, out: str, choice: Choice) -> tuple[Let, ..
             operands={k: s for k, s in slots.items() if k in used},
         )  # fmt: skip
         dtype = node.dtype if last else None
-
-        def call(
-            tensors: Mapping[str, Tensor], single: Instance = single, name: str = let.name,
-            dtype: object = dtype,
-        ) -> Tensor:  # fmt: skip
-            given = {k: tensors[k] for k in single.operands}
-            return run_instance(single, given, NATIVE, name, dtype)  # type: ignore[arg-type]
-
-        found.append(Let(let.name, call, tuple(inner.get(let.name, ()))))
+        yield Step(single, let.name, dtype, tuple(inner.get(let.name, ())))
         slots[let.name] = shape
-    return tuple(found)
+
+
+def _lets(node: Node, part: Instance, out: str, choice: Choice) -> tuple[Let, ...]:
+    """The same as calls."""
+
+    def call(step: Step) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        return lambda tensors: run_instance(
+            step.instance, {k: tensors[k] for k in step.instance.operands}, NATIVE, step.out,
+            step.dtype,
+        )  # fmt: skip
+
+    return tuple(Let(s.out, call(s), s.combine) for s in _steps(node, part, out, choice))
 
 
 def _native(
     node: Node, part: Instance, choice: Choice, mesh: Axes, siblings: Siblings
 ) -> Callable[[Tensors], Tensor] | None:
     """torch's call of the same operator at the part's sizes, if that is what the part computes."""
-    sizes = dict(mesh)
     named = aten.has_call(node) and all(w is not None for w in choice.operands)
     if not named and gradient(node, siblings) is None:
         return None
     if not choice.cuts:
         return _row(node, node.args, siblings)
+    found = _same(node, part, choice, mesh)
+    return None if found is None else _row(*found, siblings)
+
+
+def _same(
+    node: Node, part: Instance, choice: Choice, mesh: Axes
+) -> tuple[Node, Sequence[Node | None]] | None:
+    """The same operator at the part's sizes, over leaves, if that is what the part computes."""
+    sizes = dict(mesh)
     args: list[Node | None] = []
     operands = iter(zip(part.operands.values(), choice.operands, strict=True))
     for k, a in enumerate(node.args):
@@ -175,7 +245,7 @@ def _native(
         except WhetError:
             continue
         if candidate.type == TensorType(node.dtype, mine) and _equal(bound, part):
-            return _row(candidate, args, siblings)
+            return candidate, args
     return None
 
 
@@ -254,4 +324,4 @@ def contiguous(t: Tensor) -> Tensor:
     return t if t.is_contiguous() else t.contiguous()
 
 
-__all__ = ["Let", "Local", "bind", "contiguous", "torch"]
+__all__ = ["Let", "Local", "Meant", "Step", "bind", "contiguous", "meant", "torch"]

@@ -2,8 +2,9 @@
 
     prove(program, orders, graph, gradients, wholes, batch) → Proof
 
-Of a forward pass alone, what is handed out is compared, part by part. All ranks run one after the other on the reference of every exchange (`exchange.Together`), which
-refuses a move that asks a group for what none of it has. The loss, every gradient, every updated
+All ranks run one after the other on the reference of every exchange (`exchange.Together`), which
+refuses a move that asks a group for what none of it has. Of a forward pass alone, what is handed
+out is compared, part by part. Else the loss, every gradient, every updated
 parameter and buffer is then put together from the ranks' parts and held against the graph itself,
 evaluated by the records' reference semantics, and a stock optimizer on whole parameters: in
 float64, with several draws of weights and samples.
@@ -148,7 +149,7 @@ def _forward(
 ) -> tuple[float, int, int]:  # fmt: skip
     """As `_once`, of a forward pass."""
     runner = together(program)
-    runner.place(wholes, lambda ps: torch.optim.SGD(ps))
+    runner.place(wholes, torch.optim.SGD)
     runner.step(batch, orders)
     wanted = list(dict.fromkeys(graph.outputs))
     found = evaluate_nodes(graph, {**wholes, **batch}, FLOAT64, run_opaque, wanted)

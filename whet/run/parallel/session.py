@@ -2,8 +2,9 @@
 
     train(program, wholes, batches, options) → Run
 
-Every rank calls this with the same arguments. A step is one of training, or a forward pass. What is reported (losses, sums of replicas) travels
-apart from the collectives of the step, which are the plan's.
+Every rank calls this with the same arguments. A step is one of training, or a forward pass. What
+is reported (losses, sums of replicas) travels apart from the collectives of the step, which are the
+plan's.
 """
 
 from __future__ import annotations
@@ -212,7 +213,6 @@ class Session:
                     there = there.narrow(k, begin, r.local)
                 there.copy_(opened(t, rows_))
         return made
-
 
     def answer(self) -> tuple[Tensor, ...] | None:
         """The results of the last forward pass, on rank 0."""

@@ -34,7 +34,8 @@ def ranks(tmp_path, model, plan, dtype="float64", batch=8, *, limit=240.0, fault
     """Run a plan; how the ranks ended, and what rank 0 wrote."""
     out = tmp_path / "out.pt"
     job = {"model": model, "plan": plan, "dtype": dtype, "batch": batch, "out": str(out),
-           "options": options, "timeout": 20 if fault else 120}  # fmt: skip
+           "inference": options.pop("inference", False), "options": options,
+           "timeout": 20 if fault else 120}  # fmt: skip
     if fault:
         job["fault"] = fault
     command = [sys.executable, "-m", "tests.rank", json.dumps(job)]
@@ -59,6 +60,17 @@ def test_twenty_steps_equal_one_process(tmp_path, model, plan, dtype):
     ended, found = ranks(tmp_path, model, plan, dtype, steps=20, rate=1e-3)
     assert [e.code for e in ended] == [0] * PLANS[plan].ranks, ended[0].text
     equal(found, model, dtype, steps=20, rate=1e-3)
+
+
+def test_a_forward_pass_equals_the_module(tmp_path):
+    """Two stages of two halves each; what the last pass hands out is gathered on rank 0."""
+    job = {"inference": True, "steps": 3}
+    ended, found = ranks(tmp_path, "llama3_8b", "pipeline x tensor", **job)
+    assert [e.code for e in ended] == [0] * 4, ended[0].text
+    step = training("models:llama3_8b:small", 8, "float64", inference=True)
+    apart = glue.compared(step, Options(steps=3), (), found["wholes"])
+    assert found["wholes"].keys() == {"result 0"}
+    assert apart["result_error"] < 1e-12
 
 
 @pytest.mark.full

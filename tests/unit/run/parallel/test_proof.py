@@ -44,6 +44,21 @@ def test_uneven_stages_are_equal():
     assert glue.refuse(made).error < 1e-12
 
 
+@pytest.mark.parametrize("name", ["tensor", "pipeline x data", "fsdp x 4"])
+def test_a_forward_pass_is_equal_in_one_process(name):
+    proof = glue.refuse(planned("dlrm", PLANS[name], "float32", inference=True))
+    assert proof.error < 1e-12
+    assert (proof.seeds, proof.values) == (2, 1)
+    assert proof.ranks == PLANS[name].ranks
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("model", ["bert_large", "llama3_8b", "resnet50", "mixtral_8x7b", "vgg16"])
+def test_all_plans_of_all_forward_passes_are_equal(model, name):
+    assert glue.refuse(planned(model, PLANS[name], inference=True), seeds=1).error < 1e-12
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("model", ["bert_large", "llama3_8b", "resnet50", "mixtral_8x7b", "vgg16"])
@@ -83,6 +98,29 @@ def test_a_wrong_choice_is_refused():
             wrong.program, wrong.orders, step.joint.graph, step.joint.gradients,
             dict(step.wholes()), step.feeds(step.inputs, step.targets),
             make=lambda p: torch.optim.SGD(p, lr=0.1),
+        )  # fmt: skip
+
+
+def test_a_forward_pass_that_is_wrong_is_refused():
+    """Half a sum handed out as the whole."""
+    plan = planned("dlrm", PLANS["tensor"], inference=True)
+
+    def chosen(part, place):
+        found = dict(plan.chosen(part, place))
+        for n, c in found.items():
+            kept = tuple(p for p in c.result.partial if p[0] != "tensor")
+            if kept != c.result.partial:
+                found[n] = Choice(c.cuts, c.operands, Sharding(c.result.cuts, kept), c.inner)
+        return found
+
+    wrong = glue.completed(
+        plan.name, plan.dtype, plan.training, plan.library, plan.strategy, chosen
+    )
+    step = plan.training
+    with pytest.raises(PlanRefused, match="does not compute what the model computes"):
+        glue.prove(
+            wrong.program, wrong.orders, step.joint.graph, (), dict(step.wholes()),
+            step.feeds(step.inputs, ()), make=torch.optim.SGD,
         )  # fmt: skip
 
 
