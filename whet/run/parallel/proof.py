@@ -8,6 +8,10 @@ out is compared, part by part. Else the loss, every gradient, every updated
 parameter and buffer is then put together from the ranks' parts and held against the graph itself,
 evaluated by the records' reference semantics, and a stock optimizer on whole parameters: in
 float64, with several draws of weights and samples.
+
+The reference says what an exchange means; what ranks run is another piece of code. So the first
+draw is taken once more with the ranks' own exchanges (`torchdist.Mirrored`), whose collectives
+torch carries out in its `LocalTensorMode`.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from whet.run.parallel import answer, checkpoint
 from whet.run.parallel.exchange import Exchanger, Grid, Parts, Together, opened
 from whet.run.parallel.message import Mailbox, Routes, grids
 from whet.run.parallel.runner import Runner
+from whet.run.parallel.torchdist import Mirrored, mirrors, pretended
 from whet.run.parallel.weights import Make
 
 TOLERANCE = 1e-9
@@ -59,6 +64,7 @@ class Proof:
         ranks: of the program that was run.
         exchanges: collectives and messages of one step, over all ranks.
         reduced: it is of the plan's twin at reduced sizes.
+        mirrored: the ranks' own exchanges were compared too.
     """
 
     error: float
@@ -67,16 +73,18 @@ class Proof:
     ranks: int
     exchanges: int
     reduced: bool = False
+    mirrored: bool = False
 
     def __str__(self) -> str:
+        also = ", and once by the ranks' own exchanges" if self.mirrored else ""
         of = "its twin at reduced sizes" if self.reduced else "the plan as it is"
         return (
-            f"{self.values} values equal on {self.ranks} ranks, {self.seeds} draws (largest"
+            f"{self.values} values equal on {self.ranks} ranks, {self.seeds} draws{also} (largest"
             f" difference {self.error:.1g}): {of}"
         )
 
 
-def together(program: Program, exchanger: type[Together] = Together) -> Runner:
+def together(program: Program, exchanger: Callable[[Grid], Exchanger] = Together) -> Runner:
     """The sequential reference executor: all ranks of a program in this process."""
     places = grids(program)
     ranks = {s: program.members(s) for s in range(len(program.stages))}
@@ -102,22 +110,29 @@ def prove(
         PlanRefused: something differs by more than 1e-9; says what.
     """
     worst, values, moved, drawn = 0.0, 0, 0, 0
-    for seed in range(seeds):
-        if over():
-            break
+
+    def draw(seed: int, runner: Runner) -> tuple[float, int, int]:
         generator = torch.Generator().manual_seed(seed)
         fed = {k: _shuffled(t, generator) for k, t in batch.items()}
         if not program.model.training:
             given = {k: _scaled(t, generator) for k, t in wholes.items()}
-            error, values, moved = _forward(program, orders, graph, given, fed)
-        else:
-            trained = set(gradients)
-            given = {k: _drawn(t, generator, trained=k in trained) for k, t in wholes.items()}
-            error, values, moved = _once(program, orders, graph, gradients, given, fed, make)
+            return _forward(runner, orders, graph, given, fed)
+        trained = set(gradients)
+        given = {k: _drawn(t, generator, trained=k in trained) for k, t in wholes.items()}
+        return _once(runner, orders, graph, gradients, given, fed, make)
+
+    for seed in range(seeds):
+        if over():
+            break
+        error, values, moved = draw(seed, together(program))
         worst, drawn = max(worst, error), drawn + 1
     if not drawn:
         raise Unproven("the time for the proof was up before anything was compared")
-    return Proof(worst, values, drawn, program.ranks, moved)
+    mirrored = mirrors() and not over()
+    if mirrored:
+        with pretended(program.ranks):
+            worst = max(worst, draw(0, together(program, Mirrored))[0])
+    return Proof(worst, values, drawn, program.ranks, moved, mirrored=mirrored)
 
 
 def _drawn(t: Tensor, generator: torch.Generator, *, trained: bool) -> Tensor:
@@ -144,11 +159,11 @@ def _shuffled(t: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _forward(
-    program: Program, orders: Sequence[Order], graph: Graph, wholes: Mapping[str, Tensor],
+    runner: Runner, orders: Sequence[Order], graph: Graph, wholes: Mapping[str, Tensor],
     batch: Mapping[str, Tensor],
 ) -> tuple[float, int, int]:  # fmt: skip
     """As `_once`, of a forward pass."""
-    runner = together(program)
+    program = runner.program
     runner.place(wholes, torch.optim.SGD)
     runner.step(batch, orders)
     wanted = list(dict.fromkeys(graph.outputs))
@@ -163,10 +178,10 @@ def _forward(
 
 
 def _once(
-    program: Program, orders: Sequence[Order], graph: Graph, gradients: Sequence[str],
+    runner: Runner, orders: Sequence[Order], graph: Graph, gradients: Sequence[str],
     wholes: Mapping[str, Tensor], batch: Mapping[str, Tensor], make: Make,
 ) -> tuple[float, int, int]:  # fmt: skip
-    runner = together(program)
+    program = runner.program
     runner.place(wholes, make)
     before = [tuple(t for t in o if t.name != "update") for o in orders]
     runner.step(batch, before)

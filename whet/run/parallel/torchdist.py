@@ -4,15 +4,18 @@
     Sends         messages between ranks, by isend and irecv
     connect       the process group and the store, under torchrun or our own launcher
     pretended     a `fake` process group of any size, in which nothing moves
+    Mirrored      all ranks of a stage in this process, each collective as torch says it works
     Issued        counts the collectives that torch is asked for, by kind, group size and bytes
 
 Private names of torch: `_C._distributed_c10d`, `ops._c10d_functional`,
-`testing._internal.distributed.fake_pg`, `utils._python_dispatch`. Tested on torch 2.13.
+`testing._internal.distributed.fake_pg`, `utils._python_dispatch`, `distributed._local_tensor`.
+Tested on torch 2.13.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +33,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from whet.errors import WhetError
 from whet.parallel.program import Compute, Exchange, Message, Program, Total
 from whet.run.parallel import cores
-from whet.run.parallel.exchange import Grid, Parts
+from whet.run.parallel.exchange import Collectives, Grid, Parts
 from whet.run.parallel.message import Routes, dtype_of, joined, room, tag, taken
 
 __all__ = [
-    "Issued", "Sends", "Store", "TorchGroup", "another", "axes_used", "connect", "groups", "hosted",
-    "launched", "leave", "pretended",
+    "Issued", "Mirrored", "Sends", "Store", "TorchGroup", "another", "axes_used", "connect",
+    "groups", "hosted", "launched", "leave", "mirrors", "pretended",
 ]  # fmt: skip
 
 HOW = {"sum": "sum", "max": "max", "min": "min", "prod": "product"}
@@ -278,6 +281,60 @@ def pretended(size: int, rank: int = 0) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def mirrors() -> bool:
+    """Whether this process can pretend: it is in no process group, and torch has the mode."""
+    there = importlib.util.find_spec("torch.distributed._local_tensor") is not None
+    return there and not dist.is_initialized()
+
+
+@dataclass(slots=True)
+class Mirrored:
+    """The ranks' own exchanges, `Collectives`, for all ranks of a stage at once.
+
+    Under torch's `LocalTensorMode` a tensor is one for each rank, and a collective does to them
+    what it does. Within `pretended`, of as many ranks as the plan has.
+    """
+
+    grid: Grid
+    _groups: dict[tuple[str, ...], TorchGroup] = field(default_factory=dict)
+
+    def exchange(self, op: Exchange, parts: Parts, micro: int) -> Parts:
+        if op.move.kind in ("slice", "drop"):  # no rank is asked, and each does something else
+            alone = Collectives(self.grid, self._group)
+            return {r: alone.exchange(op, {r: t}, micro)[r] for r, t in parts.items()}
+        return self._all(parts, lambda c, one: c.exchange(op, one, micro))
+
+    def combine(self, parts: Parts, axes: tuple[str, ...], how: str) -> Parts:
+        return self._all(parts, lambda c, one: c.combine(one, axes, how))
+
+    def scatter(self, parts: Parts, axes: tuple[str, ...]) -> Parts:
+        return self._all(parts, lambda c, one: c.scatter(one, axes))
+
+    def gather(self, parts: Parts, axes: tuple[str, ...]) -> Parts:
+        return self._all(parts, lambda c, one: c.gather(one, axes))
+
+    def _all(self, parts: Parts, do: Callable[[Collectives, Parts], Parts]) -> Parts:
+        from torch.distributed._local_tensor import LocalTensor, LocalTensorMode
+
+        one = min(parts)
+        with LocalTensorMode(frozenset(parts)):
+            made = do(Collectives(self.grid, self._group), {one: LocalTensor(dict(parts))})[one]
+        found: Parts = made._local_tensors  # type: ignore[attr-defined]
+        return dict(found)
+
+    def _group(self, axes: tuple[str, ...]) -> TorchGroup:
+        """One group along some axes; torch finds the others, which lie alike."""
+        if axes not in self._groups:
+            line = self.grid.line(min(self.grid.coords), axes)
+            if len(line) == 1:
+                self._groups[axes] = _Alone("", 1, lambda _: None)
+            else:
+                ranks = [r - line[0] for r in line]  # rank 0, which pretends, has to be in it
+                handle = dist.new_group(ranks, use_local_synchronization=True)
+                self._groups[axes] = TorchGroup(handle.group_name, len(line), lambda _: None)
+        return self._groups[axes]
 
 
 class Issued(TorchDispatchMode):

@@ -18,6 +18,7 @@ from whet.parallel.sharding import Sharding
 from whet.parallel.strategy import Strategy
 from whet.parallel.traffic import issued, predicted
 from whet.run.parallel.proof import PlanRefused
+from whet.run.parallel.torchdist import TorchGroup
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ def test_a_plan_is_equal_in_one_process(name):
     proof = glue.refuse(planned("dlrm", PLANS[name], "float32"))
     assert proof.error < 1e-12
     assert proof.seeds == 2
+    assert proof.mirrored
     assert proof.values > 20
     assert proof.ranks == PLANS[name].ranks
 
@@ -122,6 +124,15 @@ def test_a_forward_pass_that_is_wrong_is_refused():
             wrong.program, wrong.orders, step.joint.graph, (), dict(step.wholes()),
             step.feeds(step.inputs, ()), make=torch.optim.SGD,
         )  # fmt: skip
+
+
+def test_what_ranks_exchange_is_compared_too(monkeypatch):
+    """A gather of the ranks' own that joins along another dim: the reference does not see it."""
+    plan = planned("dlrm", PLANS["tensor"])
+    gather = TorchGroup.all_gather
+    monkeypatch.setattr(TorchGroup, "all_gather", lambda self, t: gather(self, t).flip(0))
+    with pytest.raises(PlanRefused, match="does not compute what the model computes"):
+        glue.refuse(plan, seeds=1)
 
 
 def test_what_is_simulated_only_says_so():
