@@ -38,6 +38,7 @@ from whet.machine import Machine
 from whet.machine.target import Target
 from whet.plan import Plan
 from whet.rewrite import certificate
+from whet.rewrite.prove import Prover
 from whet.run import recall
 from whet.run.calling import Runner
 from whet.run.choice import Chooser
@@ -55,7 +56,7 @@ from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
 from whet.run.rehearsal import streams
-from whet.run.rewriting import RULES, Rewritten, Rules, rewritten
+from whet.run.rewriting import RULES, Proofs, Rewritten, Rules, rewritten
 from whet.run.save import region_bytes
 from whet.run.spread import settled
 from whet.run.stages import NOTES
@@ -366,8 +367,7 @@ class _Walk:
     def _generated(
         self, variants: Sequence[tuple[str, Rewritten]], captured: Captured
     ) -> Iterator[_Candidate]:
-        """Groups of operators in tuned kernels; of the graph with fewer rewrites as well, if there
-        is time: a merge that pays between library calls may keep kernels from becoming one."""
+        """Groups of operators in tuned kernels, in several ways: see `Grouping`."""
         (_, graph), *others = variants
         reserved = reserves(self.budget_s)
         budget, last = (Budget(seconds=max(0, self._left() - s)) for s in reserved)
@@ -377,16 +377,9 @@ class _Walk:
         tuner = Tuner(self.store, self.machine, chooser, threads, budget, last, far)
         rooms = Grouping(tuner, self.report, self._left, reserved[0], self.tune_s, self.progress)
         try:
-            for name, partition, journal in rooms.found(graph.graph):
-                journals = (*graph.journals, *([journal] if journal else ()))
-                kept = replace(graph, journals=journals)
+            prover = None if "rewrites" in self.disable else Prover(Proofs(self.store))
+            for name, kept, partition in rooms.found(graph, others, prover):
                 yield from self._natives(name, kept, captured, (partition, tuner))
-                for which, other in others[:1] if name == "generated" else ():
-                    if budget.stop() is not None:  # its groups would be left to the library
-                        continue
-                    partition = rooms.first(other.graph)
-                    name = f"generated-{which}"
-                    yield from self._natives(name, other, captured, (partition, tuner))
         finally:
             self.began += rooms.beyond_s
             self.tuned_whole = rooms.whole

@@ -374,11 +374,25 @@ def _flow(node: Node, operands: Iterable[Value]) -> Strides:
 
 
 def _lying(n: Node, closed: Closed, operands: Operands) -> Strides:
-    """A group's result: channels last where filters make images, else as the operands lie."""
+    """A group's result: channels last where filters make images, or where it is read so off what is
+    none; else as the operands lie."""
     shape = Value(n).shape
     if len(shape) == 4 and any(len(p.shape) == 4 for p in closed.graph.parameters):
         return channels_last(shape)
-    return _flow(n, [v for v in operands if isinstance(v, Value)])
+    values = [v for v in operands if isinstance(v, Value)]
+    if len(shape) == 4 and not any(len(v.shape) == 4 for v in values):
+        made = closed.graph.results[closed.results.index(n)]
+        return channels_last(shape) if _last(made) else dense(shape)
+    return _flow(n, values)
+
+
+def _last(node: Node) -> bool:
+    """Whether an image has its channels in front only because it was permuted so."""
+    while node.args and len(node.shape) == 4:
+        if node.op == "permute":
+            return node.attr("dims") == (0, 3, 1, 2)
+        node = next((a for a in node.operands if len(a.shape) == 4), node.operands[0])
+    return False
 
 
 def _constants(piece: Piece, values: dict[Node, Value | Packed]) -> Piece:

@@ -83,9 +83,9 @@ def _generated() -> Mapping[str, Conjecture]:
 
 
 def _by_hand() -> Mapping[str, Conjecture]:
-    from whet.rewrite import conjectures
+    from whet.rewrite import conjectures, toom
 
-    return conjectures.CONJECTURES
+    return {**conjectures.CONJECTURES, **toom.RECASTS}
 
 
 def _known(names: Sequence[str], options: Iterable[str]) -> list[str]:

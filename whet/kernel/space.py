@@ -2,6 +2,7 @@
 
     tile     the heaviest reduction in registers, in several cuts
     blocks   products with a norm between them, in blocks of rows
+    parted   what is computed in several ways, told apart by where it lies: way beside way
     chain    loops over the same rows joined, values kept near: always possible, and hopeless where
              a tile serves several rows with what it loads
 
@@ -24,6 +25,7 @@ from whet.kernel.chain import chain
 from whet.kernel.core import core
 from whet.kernel.draft import Draft
 from whet.kernel.loops import Kernel
+from whet.kernel.parted import parted
 from whet.kernel.schedule import Schedule
 from whet.kernel.tile import guarded, prepared, tile, variants
 from whet.machine.target import Target
@@ -61,6 +63,8 @@ def drafts(
                 found.append(_drafted(str(t), _ahead(d, fixed, target)))
     if not found and (rows := blocks(kernel, target)) is not None:
         found.append(_drafted("blocks", rows))
+    if c is None and (ways := parted(kernel, target.threads, target.lanes)) is not None:
+        found.append(_drafted("parted", ways))
     if not found or (len(found) != most and (c is None or not c.row)):
         found.append(_drafted("chain", chain(kernel, target.threads, target.l1)))
     return found

@@ -147,6 +147,16 @@ def apply_matches(graph: Graph, group: Sequence[Match]) -> Graph:
     Raises:
         GraphError: one of them is no match.
     """
+    return applied(graph, group)[0]
+
+
+def applied(graph: Graph, group: Sequence[Match]) -> tuple[Graph, Mapping[Node, Node]]:
+    """`apply_matches`, and what each node has become: those of the graph that are still needed, and
+    those that the matches bring.
+
+    Raises:
+        GraphError: one of them is no match.
+    """
     mapping: dict[Node, Node] = {}
     present = set(graph.nodes)
     for m in group:
@@ -156,7 +166,7 @@ def apply_matches(graph: Graph, group: Sequence[Match]) -> Graph:
         if fault is not None:
             raise GraphError(f"cannot apply {m}", got=fault, where=m.rule.statement.text)
         mapping.update((a, b) for a, b in zip(m.roots, m.right, strict=True) if a is not b)
-    return replaced(graph, mapping)[0]
+    return replaced(graph, mapping)
 
 
 def replaced(graph: Graph, mapping: Mapping[Node, Node]) -> tuple[Graph, Mapping[Node, Node]]:

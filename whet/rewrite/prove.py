@@ -321,6 +321,7 @@ def _records(nodes: Sequence[Node]) -> str:
 
 
 # -- rounding ------------------------------------------------------------------------------------
+_MANY = 256  # trees of one node
 _RISKY = frozenset({"exp", "exp2", "/", "recip", "rsqrt", "pow", "log", "sqrt"})
 
 
@@ -330,8 +331,9 @@ def floating(left: Sequence[Node], right: Sequence[Node]) -> Floating:
     With movement left out, the same trees of scalar operations round alike; else the operations
     that are new on the right say what is at stake.
     """
-    trees = [(_trees(a), _trees(b)) for a, b in zip(left, right, strict=True)]
-    if all(a <= b or b <= a for a, b in trees):
+    forest = _Forest()
+    trees = [(forest.of(a), forest.of(b)) for a, b in zip(left, right, strict=True)]
+    if all(a and b and (a <= b or b <= a) for a, b in trees):
         return Floating.BIT_EXACT
     before, after = _operations(left), _operations(right)
     new = after - before
@@ -350,18 +352,42 @@ def _own(node: Node) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _trees(node: Node) -> frozenset[object]:
-    """The trees of scalar operations that elements of `node` are the results of."""
-    if node.is_leaf:
-        return frozenset({node.name})
-    if node.op == "full":
-        return frozenset({str(node.attr("value"))})
-    own = _own(node)
-    below = [_trees(a) for a in node.operands]
-    if not own:
-        return frozenset().union(*below)
-    numbers = tuple(str(v) for _, v in node.attrs if isinstance(v, float))
-    return frozenset((own, numbers, choice) for choice in itertools.product(*below))
+class _Forest:
+    """The trees of scalar operations that elements of nodes are the results of, each by a number.
+
+    A node that more than `_MANY` may have led to has none, and its rounding is not compared.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[object, int] = {}
+        self._found: dict[Node, frozenset[int]] = {}
+
+    def of(self, node: Node) -> frozenset[int]:
+        """The trees of a node; none where they are too many."""
+        for n in topological([node]):
+            if n not in self._found:
+                self._found[n] = self._of(n)
+        return self._found[node]
+
+    def _of(self, node: Node) -> frozenset[int]:
+        if node.is_leaf:
+            return frozenset({self._number(node.name)})
+        if node.op == "full":
+            return frozenset({self._number(str(node.attr("value")))})
+        own = _own(node)
+        below = [self._found[a] for a in node.operands]
+        if not all(below):
+            return frozenset()
+        if not own:
+            trees: frozenset[int] = frozenset().union(*below)
+            return trees if len(trees) <= _MANY else frozenset()
+        if math.prod(map(len, below)) > _MANY:
+            return frozenset()
+        numbers = tuple(str(v) for _, v in node.attrs if isinstance(v, float))
+        return frozenset(self._number((own, numbers, c)) for c in itertools.product(*below))
+
+    def _number(self, tree: object) -> int:
+        return self._numbers.setdefault(tree, len(self._numbers))
 
 
 def _operations(nodes: Sequence[Node]) -> Counter[str]:

@@ -99,19 +99,21 @@ def fused(
     kinds: frozenset[str] = KINDS,
     feedback: bool = True,
     journal: Journal | None = None,
+    start: Partition | None = None,
 ) -> Fused:
     """The best partition found within a budget.
 
     Args:
         graph: over concrete shapes.
         tuner: decides what runs a cluster.
-        budget: of the search; without one the seed is the answer.
+        budget: of the search; without one the start is the answer.
         kinds: of moves, for ablations.
         feedback: False does not listen to what kernels say.
         journal: where the search is written down.
+        start: where it begins; what records suggest unless given.
     """
     body = body_nodes(graph)
-    start = seed(graph, body)
+    start = start or seed(graph, body)
     if budget is None or budget.stop() is not None:
         return Fused(start)
     rates = Rates()

@@ -1,6 +1,7 @@
 """Which groups of operators become one kernel each, with their kernels tuned.
 
 graph → groups that records suggest, decided together            "generated"
+      → operators computed another way, where that is faster     "recast", by proven rules
       → the same, their schedules searched for                   "tuned", if asked for
       → groups that a search finds which listens to kernels      "fused", where time is left
 """
@@ -8,13 +9,16 @@ graph → groups that records suggest, decided together            "generated"
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from whet.fuse.partition import Partition
 from whet.ir.graph import Graph
+from whet.rewrite.prove import Prover
 from whet.run.fusing import decide, fused
+from whet.run.recast import faster
 from whet.run.record import Report
+from whet.run.rewriting import Rewritten
 from whet.run.timetable import improved
 from whet.run.tuned import Tuner
 from whet.search import Budget, Journal, StopReason
@@ -59,22 +63,45 @@ class Grouping:
         """Whether every group was decided by measured time."""
         return not self.tuner.undecided
 
-    def found(self, graph: Graph) -> Iterator[tuple[str, Partition, str]]:
-        """Partitions worth a program, by name, each with the journal of its search; "" without."""
-        start = self.first(graph)
-        yield "generated", start, ""
+    def found(
+        self,
+        start: Rewritten,
+        others: Sequence[tuple[str, Rewritten]] = (),
+        prover: Prover | None = None,
+    ) -> Iterator[tuple[str, Rewritten, Partition]]:
+        """Graphs with partitions that are worth a program, by name; a search's journal is the last
+        of the graph's.
+
+        Args:
+            start: what to group.
+            others: graphs with fewer rewrites, by name, of which the first is grouped too while
+                there is time: a merge that pays between library calls may keep kernels from
+                becoming one.
+            prover: of the rules that compute operators another way; without one none is.
+        """
+        groups = self.first(start.graph)
+        yield "generated", start, groups
+        other = faster(start, groups, self.tuner, prover) if prover is not None else None
+        if other is not None:
+            start, groups = other
+            decide(start.graph, groups, self.tuner)
+            yield "recast", start, groups
+        for name, less in others[:1]:
+            if self.tuner.budget.stop() is None:  # else its groups would be left to the library
+                yield f"generated-{name}", less, self.first(less.graph)
         if self.tune_s > 0 and self._improved():
-            yield "tuned", start, ""
+            yield "tuned", start, groups
         seconds = self.left() + self.beyond_s - self.reserve_s - LEAST_S
         if seconds <= 0:
             return
         self.progress("searching a partition")
-        journal = Journal()
-        found = fused(graph, self.tuner, Budget(seconds=seconds), journal=journal)
+        journal, budget = Journal(), Budget(seconds=seconds)
+        found = fused(start.graph, self.tuner, budget, journal=journal, start=groups)
         told = (f"{reason} -> {move}" for reason, move in found.told)
         self.report.fusion = list(dict.fromkeys(told))
-        if found.partition.groups != start.groups:
-            yield "fused", found.partition, "\n".join(journal.lines) + "\n"
+        if found.partition.groups != groups.groups:
+            lines = "\n".join(journal.lines) + "\n"
+            yield "fused", replace(start, journals=(*start.journals, lines)), found.partition
 
     def first(self, graph: Graph) -> Partition:
         """The groups that records suggest, decided."""

@@ -32,6 +32,7 @@ from whet.rewrite.region import instances, is_known
 from whet.rewrite.saturate import Saturation
 from whet.rewrite.solve import Pricing, Solved, by_rules, composed, saturation, solve
 from whet.rewrite.space import RewriteSpace
+from whet.rewrite.toom import RECASTS
 from whet.run.admission import Admission
 from whet.run.gains import Part, Stopwatch, fastest, is_slower, parts
 from whet.run.modules import module_of, pattern
@@ -43,7 +44,7 @@ from whet.store import Store
 KIND = "rewritten-1"
 """What rewritten graphs are filed under, by the digest of the captured one."""
 
-RULES = ("saturation", *(c.text for c in CONJECTURES.values()))
+RULES = ("saturation", *(c.text for c in (*CONJECTURES.values(), *RECASTS.values())))
 """Texts of all rules: what a search depends on."""
 
 CLEAR = 0.95

@@ -29,6 +29,7 @@ NOTES = {
     "generated": "one C program: groups of operators in tuned kernels, libraries where faster",
     "generated-unmerged": "the same, without rewrites that merge or hoist",
     "generated-unrewritten": "the same, without rewrites",
+    "recast": "the same, convolutions in blocks where fewer products are faster",
     "fused": "the same, groups found by a search that hears what their kernels say",
     "tuned": "the same, with schedules that were searched for",
 }
