@@ -162,9 +162,10 @@ def _sum(row: Sequence[Fraction], term: Callable[[int], str]) -> str:
     found = ""
     for k in sorted((k for k, c in enumerate(row) if c), key=lambda k: row[k] < 0):
         size = abs(row[k])
-        text = term(k)
-        text = text if size.numerator == 1 else f"{text} * {size.numerator}"
-        text = text if size.denominator == 1 else f"{text} / {size.denominator}"
+        exact = size.denominator & (size.denominator - 1) == 0
+        factor, divisor = (float(size), 1) if exact else (size.numerator, size.denominator)
+        text = term(k) if factor == 1 else f"{term(k)} * {factor:g}"
+        text = text if divisor == 1 else f"{text} / {divisor}"
         sign = " - " if row[k] < 0 else " + "
         found = found + sign + text if found else ("-" if row[k] < 0 else "") + text
     return f"({found})"

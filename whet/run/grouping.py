@@ -28,6 +28,8 @@ LITTLE_S = 16.0  # seconds of that where every group is tuned: a native program,
 USUAL_S = 60.0  # a walk's budget that these are for; of a shorter one they take the same share
 SHORTEST_S = 12.0  # budgets below have no groups tuned: there is no time to compile any
 LEAST_S = 2.0  # of a search for a partition
+RECAST_S = 25.0  # seconds, beyond a walk's budget, for computing operators another way
+RECAST_LEAST_S = 12.0  # of these; what a shorter budget allows is not enough for the proofs
 
 
 def reserves(budget_s: float) -> tuple[float, float]:
@@ -47,7 +49,7 @@ class Grouping:
         reserve_s: of these are not for the search of a partition.
         tune_s: seconds to spend on searching schedules, beyond that budget.
         progress: called with a line now and then.
-        beyond_s: seconds spent so.
+        beyond_s: seconds spent so, and on computing operators another way.
     """
 
     tuner: Tuner
@@ -81,10 +83,9 @@ class Grouping:
         """
         groups = self.first(start.graph)
         yield "generated", start, groups
-        other = faster(start, groups, self.tuner, prover) if prover is not None else None
+        other = self._recast(start, groups, prover) if prover is not None else None
         if other is not None:
             start, groups = other
-            decide(start.graph, groups, self.tuner)
             yield "recast", start, groups
         for name, less in others[:1]:
             if self.tuner.budget.stop() is None:  # else its groups would be left to the library
@@ -109,12 +110,32 @@ class Grouping:
         decide(graph, found, self.tuner)
         return found
 
+    def _recast(
+        self, start: Rewritten, groups: Partition, prover: Prover
+    ) -> tuple[Rewritten, Partition] | None:
+        """`recast.faster`, in seconds of its own: what else the budget is for is not cut short."""
+        seconds = self.reserve_s / RESERVE_S * RECAST_S
+        if seconds < RECAST_LEAST_S:
+            return None
+        self.progress("computing operators another way")
+        began, tuner = time.monotonic(), self.tuner
+        left, last = tuner.budget.seconds_left, (tuner.last or tuner.budget).seconds_left
+        tuner.budget, tuner.last = Budget(seconds=0.8 * seconds), Budget(seconds=seconds)
+        try:
+            found = faster(start, groups, tuner, prover)
+            if found is not None:
+                decide(found[0].graph, found[1], tuner)
+        finally:
+            tuner.budget, tuner.last = Budget(seconds=left), Budget(seconds=last)
+            self.beyond_s += time.monotonic() - began
+        return found
+
     def _improved(self) -> bool:
         """Searches schedules; whether that helped."""
         start = time.monotonic()
         budget = Budget(seconds=self.tune_s)
         self.report.tuned, stop = improved(self.tuner, budget, progress=self.progress)
-        self.beyond_s = time.monotonic() - start
+        self.beyond_s += time.monotonic() - start
         if stop is StopReason.INTERRUPTED:
             self.report.stop = str(stop)
         return any(t.after_s < t.before_s for t in self.report.tuned)
