@@ -10,17 +10,13 @@ stands among them. None names an operator, a move or a buffer.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from whet.ir import expr as ex
-from whet.ir.expr import Call, Expr, Load
-from whet.ir.functions import FUNCTIONS
-from whet.kernel.affine import is_index
-from whet.kernel.loops import Kernel, Store, Update
+from whet.kernel.issue import issued, operations
+from whet.kernel.loops import Kernel, Update
 from whet.kernel.process import Array
 from whet.kernel.traffic import LINE, Nest, Touch, nests
 from whet.machine import Machine
@@ -28,11 +24,10 @@ from whet.machine.target import Target
 
 LEVELS = (1, 2, 3)
 COSTLY = 20.0  # arithmetic operations that a transcendental function is worth
-# Calls in a scalar function's C that are one instruction or few; any other is a series of them.
-_SHORT = frozenset({"fabs", "fmax", "fmin", "floor", "ceil", "trunc", "rint", "round"})
-_LONG = frozenset({"sqrt"})
-_CALLED = re.compile(r"([a-z]\w*)\(")
-
+ISSUED = (
+    "arithmetic", "loads", "stores", "waiting", "turns", "joins", "addresses", "spills", "apart",
+    "plain",
+)  # fmt: skip
 NAMES: tuple[str, ...] = (
     # the work
     "operations", "costly share", "division share", "elements out", "bytes least",
@@ -53,6 +48,10 @@ NAMES: tuple[str, ...] = (
     *(f"{what} L{level}" for level in LEVELS for what in ("traffic", "reload", "fits")),
     "seconds compute", "seconds L1", "seconds L2", "seconds L3", "seconds memory",
     "seconds at most", "bound by compute", "bound by memory",
+    # what the processor issues (`whet.kernel.issue`)
+    "cycles", "cycles per operation", "cycles against least",
+    *(f"share {what}" for what in ISSUED),
+    "seconds issue", "warm L2", "warm L3", "warm memory", "seconds", "issue share", "code",
     # the machine
     "vector bytes", "threads", *(f"capacity L{level}" for level in LEVELS), "balance",
 )  # fmt: skip
@@ -145,6 +144,7 @@ def features(kernel: Kernel, machine: Machine, threads: int | None = None) -> Ar
     found |= _threads(whole, sums, ops, threads)
     found |= _registers(kernel, Target.of(machine, threads))
     found |= _memory(whole, kernel, machine, rates, sums, ops, least, threads, lanes)
+    found |= _issue(whole, kernel, machine, rates, ops, least, threads, lanes)
     found |= {
         "vector bytes": _log(machine.vector_bits / 8), "threads": _log(threads),
         "balance": _log(rates.flops / rates.memory),
@@ -165,7 +165,7 @@ def _leaves(
 def _add(s: _Sums, nest: Nest, path: Sequence[Nest], times: float, lanes: int) -> None:
     leaf = nest.leaf
     assert leaf is not None
-    plain, costly, divisions = _operations(leaf)
+    plain, costly, divisions = operations(leaf)
     ops = times * (plain + COSTLY * costly + 4 * divisions)
     s.operations += ops
     s.costly += times * COSTLY * costly
@@ -213,30 +213,6 @@ def _held(t: Touch, path: Sequence[Nest]) -> float:
             break
         turns *= n.trips
     return turns
-
-
-def _operations(leaf: Store | Update) -> tuple[float, float, float]:
-    """(plain, transcendental, division) operations of a statement; index arithmetic is none."""
-    plain, costly, divisions = float(isinstance(leaf, Update)), 0.0, 0.0
-    for e in _values(leaf.value):
-        called = set(_CALLED.findall(FUNCTIONS[e.fn].c)) if e.fn in FUNCTIONS else set()
-        if called - _SHORT - _LONG:
-            costly += 1
-        elif called & _LONG or e.fn in ("/", "//", "%"):
-            divisions += 1
-        else:
-            plain += 1
-    return plain, costly, divisions
-
-
-def _values(e: Expr) -> Iterator[Call]:
-    if is_index(e):
-        return
-    if isinstance(e, Call):
-        yield e
-    if not isinstance(e, Load):
-        for child in ex.children(e):
-            yield from _values(child)
 
 
 def _loops(whole: Nest, kernel: Kernel, s: _Sums, ops: float) -> Mapping[str, float]:
@@ -329,6 +305,39 @@ def _memory(
         "bound by memory": seconds["memory"] / slowest if slowest else 0.0,
     }
     return found
+
+
+def _issue(
+    whole: Nest, kernel: Kernel, machine: Machine, rates: Rates, ops: float, least: float,
+    threads: int, lanes: int,
+) -> Mapping[str, float]:  # fmt: skip
+    registers = Target.of(machine, threads).registers
+    issue = issued(whole, kernel, lanes, registers, threads)
+    total = max(issue.total, 1.0)
+    clock = rates.flops / (threads * lanes * 4)
+    fastest = max(ops / rates.flops, least / rates.levels[1])
+    warm = []
+    for level, capacity in zip(LEVELS, _capacities(machine, threads), strict=True):
+        private = threads if level < 3 else 1
+        fits = whole.footprint <= capacity * private
+        warm.append(0.0 if fits else whole.traffic(capacity, private))
+    times = [
+        total / clock,
+        warm[0] / rates.levels[1],
+        warm[1] / rates.levels[2],
+        warm[2] / rates.memory,
+    ]
+    longest = max(times)
+    seconds = longest + 0.25 * (sum(times) - longest)  # most of what takes less goes beside it
+    return {
+        "code": _log(issue.code),
+        "cycles": _log(total), "cycles per operation": _log(total / ops),
+        "cycles against least": _log(seconds / max(fastest, 1e-12)),
+        **{f"share {what}": getattr(issue, what) / total for what in ISSUED},
+        "seconds issue": _log(times[0] * 1e9 + 1), "warm L2": _log(times[1] * 1e9 + 1),
+        "warm L3": _log(times[2] * 1e9 + 1), "warm memory": _log(times[3] * 1e9 + 1),
+        "seconds": _log(seconds * 1e9), "issue share": times[0] / sum(times),
+    }  # fmt: skip
 
 
 def _capacities(machine: Machine, threads: int) -> tuple[float, float, float]:

@@ -2,8 +2,8 @@
 
     log seconds of a state = a · prior(features) + b + residual(features)
 
-The prior is a ranking model over features that mean the same on every task (`Ranker`, LightGBM's
-lambdarank: only the order within a task counts, for no task's seconds are another's). The residual
+The prior is a ranking model over features that mean the same on every task (`Ranker`: only the
+order within a task counts, for no task's seconds are another's). The residual
 is a Gaussian process over the task's own measurements, and has the doubt that the search explores
 by. How far the prior is believed, `a`, is fitted to the measurements as they come in, so that its
 share decays where it is wrong.
@@ -46,18 +46,35 @@ class Prior(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ranker:
-    """A gradient-boosted ranking model (Burges 2010, LambdaMART, as LightGBM implements it)."""
+    """Boosted trees (LightGBM) that order the states of a task.
+
+    Where no feature says what a state should take, they are grown for the order alone (Burges 2010,
+    LambdaMART). Where one does, they learn by which factor it is wrong, relative to the task's
+    other states: a good estimate orders states of tasks that nobody measured, and the trees need
+    only mend it.
+
+    Attributes:
+        text: the trees.
+        base: which feature is the binary logarithm of estimated seconds, if one is.
+    """
 
     text: str
+    base: int | None = None
 
     @classmethod
     def train(
-        cls, tasks: Sequence[tuple[Array, Array]], *, trees: int = 200, seed: int = 0
+        cls,
+        tasks: Sequence[tuple[Array, Array]],
+        *,
+        base: int | None = None,
+        trees: int = 200,
+        seed: int = 0,
     ) -> Ranker:
         """Learns the order of states within each task.
 
         Args:
             tasks: features (n, d) and seconds (n,), infinite for what did not run, of each.
+            base: see the class.
             trees: how many; training time is linear in it.
             seed: the same seed and tasks give the same model.
 
@@ -73,15 +90,23 @@ class Ranker:
             )
         lightgbm = _lightgbm()
         x = np.concatenate([x for x, _ in usable])
-        y = np.concatenate([grades(s) for _, s in usable])
-        data = lightgbm.Dataset(x, y, group=[len(s) for _, s in usable], free_raw_data=False)
-        parameters = {
-            "objective": "lambdarank", "label_gain": [2.0 ** (g / 4) - 1 for g in range(LEVELS)],
-            "lambdarank_truncation_level": 64, "learning_rate": 0.1, "num_leaves": 31,
-            "min_data_in_leaf": 5, "feature_fraction": 0.8, "seed": seed, "deterministic": True,
+        common = {
+            "learning_rate": 0.1, "feature_fraction": 0.8, "seed": seed, "deterministic": True,
             "force_row_wise": True, "num_threads": 1, "verbosity": -1,
         }  # fmt: skip
-        return cls(lightgbm.train(parameters, data, num_boost_round=trees).model_to_string())
+        if base is None:
+            y = np.concatenate([grades(s) for _, s in usable])
+            data = lightgbm.Dataset(x, y, group=[len(s) for _, s in usable])
+            own = {
+                "objective": "lambdarank", "lambdarank_truncation_level": 64, "num_leaves": 31,
+                "label_gain": [2.0 ** (g / 4) - 1 for g in range(LEVELS)], "min_data_in_leaf": 5,
+            }  # fmt: skip
+        else:
+            y = np.concatenate([missing(s, x[:, base]) for x, s in usable])
+            data = lightgbm.Dataset(x, y)
+            own = {"objective": "regression", "num_leaves": 15, "min_data_in_leaf": 20}
+        booster = lightgbm.train(common | own, data, num_boost_round=trees)
+        return cls(booster.model_to_string(), base)
 
     @property
     def features(self) -> int:
@@ -94,7 +119,23 @@ class Ranker:
 
     def score(self, features: Array) -> Array:
         """Scores (n,) of features (n, d)."""
-        return -np.asarray(_booster(self.text).predict(features, num_threads=1), dtype=np.float64)
+        found = np.asarray(_booster(self.text).predict(features, num_threads=1), dtype=np.float64)
+        return -found if self.base is None else features[:, self.base] * math.log(2) + found
+
+
+def missing(seconds: Array, estimate: Array) -> Array:
+    """By which factor an estimate is too small, as logarithms about the task's median.
+
+    Args:
+        seconds: (n,), infinite for what did not run: that counts as the slowest that did.
+        estimate: (n,), binary logarithms.
+    """
+    ran = np.isfinite(seconds)
+    if not ran.any():
+        return np.zeros(len(seconds))
+    logs = np.log(np.where(ran, seconds, seconds[ran].max())) - estimate * math.log(2)
+    result: Array = logs - np.median(logs)
+    return result
 
 
 def grades(seconds: Array) -> Array:

@@ -14,6 +14,8 @@ from whet.kernel.model import ModelError, Ranker
 
 PLACE = Path(__file__).with_name("prior.txt")
 CARD = Path(__file__).with_name("prior.md")
+BASE = NAMES.index("seconds")
+"""The feature that the model mends."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -21,7 +23,7 @@ def pretrained() -> Ranker | None:
     """The model, or None where it does not fit the features of this version, or LightGBM is not
     installed: the search then learns from nothing."""
     try:
-        found = Ranker(PLACE.read_text(encoding="utf-8"))
+        found = Ranker(PLACE.read_text(encoding="utf-8"), BASE)
         return found if found.features == len(NAMES) else None
     except (OSError, ModelError):
         return None

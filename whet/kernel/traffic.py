@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from whet.ir import expr as ex
@@ -22,6 +22,7 @@ from whet.ir.expr import Call, Expr, Index, Num, Select
 from whet.kernel.affine import Domain, bounds
 from whet.kernel.loops import Buffer, If, Kernel, Loop, Stmt, Store, Update, accesses, bound
 
+_FAR = (3, 7, 15, 31, 63, 127)  # steps at which a stride is looked at again
 LINE = 64  # bytes of a cache line on every processor that is of interest
 
 
@@ -33,11 +34,13 @@ class Touch:
         buffer: what is read or written.
         strides: elements a step of each variable, of those that move it.
         write: whether it is written.
+        straight: steps for which the stride stays what it is, of variables for which it does not.
     """
 
     buffer: Buffer
     strides: Mapping[str, int]
     write: bool
+    straight: Mapping[str, int] = field(default_factory=dict)
 
     def footprint(self, trips: Mapping[str, int]) -> float:
         """Distinct bytes, in whole lines where they lie apart, over so many turns of loops.
@@ -168,18 +171,23 @@ def _touch(buffer: Buffer, index: Sequence[Expr], domain: Domain, write: bool) -
     free = ex.free(address)
     zero = dict.fromkeys(domain, 0)
     start = value(address, zero)
-    strides = {}
+    strides: dict[str, int] = {}
+    straight: dict[str, int] = {}
     for var in domain:
         if var in free:
             step = value(address, {**zero, var: 1}) - start
-            # A block of a blocked layout is left only every so many steps.
             high = bounds(bound(domain[var]), domain)[1]
             last = int(high) - 1 if math.isfinite(high) else 1
+            for far in (*(n for n in _FAR if n < last), last):
+                if last > 1 and value(address, {**zero, var: far}) - start != step * far:
+                    straight[var] = 1 + max((n for n in _FAR if n < far), default=1)
+                    break
+            # A block of a blocked layout is left only every so many steps.
             if step == 0 and last > 1:
                 step = -(-(value(address, {**zero, var: last}) - start) // last)
             if step:
                 strides[var] = step
-    return Touch(buffer, strides, write)
+    return Touch(buffer, strides, write, straight)
 
 
 def value(e: Expr, at: Mapping[str, int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,14 +12,14 @@ import pytest
 from bench.tuning import recorder, train
 from whet.errors import InputError
 from whet.kernel.features import NAMES
-from whet.kernel.prior import CARD, pretrained
+from whet.kernel.prior import BASE, CARD, pretrained
 
 
 def table(name: str, family: str, seed: int) -> dict[str, object]:
-    """A task whose time is the exponential of one feature, for all tasks the same one."""
+    """A task whose estimate is wrong by what one feature says, for all tasks the same one."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(40, len(NAMES)))
-    seconds = [float(s) * (seed + 1) for s in np.exp(x[:, 3])]
+    x = rng.normal(size=(120, len(NAMES)))
+    seconds = [float(s) * (seed + 1) for s in np.exp(x[:, 3] + math.log(2) * x[:, BASE])]
     failed = [None, *seconds[1:]]
     return {"name": name, "family": family, "features": x.tolist(), "seconds": failed}
 
@@ -51,7 +52,7 @@ def test_accuracy_counts_pairs_that_differ_enough():
 
 
 def test_tables_of_other_features_are_refused(tmp_path):
-    bad = {**table("t", "f", 0), "features": [[1.0]] * 40}
+    bad = {**table("t", "f", 0), "features": [[1.0]] * 120}
     text = json.dumps({"tasks": [bad]}).encode()
     (tmp_path / "avx512f.json.gz").write_bytes(gzip.compress(text))
     with pytest.raises(InputError, match="other features"):
