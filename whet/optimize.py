@@ -56,7 +56,7 @@ from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Opaque, Report, Stage
 from whet.run.rehearsal import streams
-from whet.run.rewriting import RULES, Proofs, Rewritten, Rules, rewritten
+from whet.run.rewriting import Proofs, Rewritten, Rules, rewritten, texts
 from whet.run.save import region_bytes
 from whet.run.spread import settled
 from whet.run.stages import NOTES
@@ -170,7 +170,7 @@ class _Walk:
             captured = self._capture()
         with self._phase("oracle"):
             oracle = self._oracle(captured)
-        place = recall.place(captured.graph, self.machine, self.disable, RULES)
+        place = recall.place(captured.graph, self.machine, self.disable, texts())
         with self._phase("recall"):
             best = None if self.tune_s or self.launched else self._recalled(place, captured, oracle)
         if best is None:

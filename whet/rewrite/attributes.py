@@ -89,9 +89,15 @@ def _pinned(d: ast.expr) -> bool:
 
 
 def _cuts(extent: Size, given: Values) -> Iterator[dict[str, object]]:
-    """The parts of an extent that is a sum, and those between bounds that are given in pairs."""
-    between = zip(given.get("start", ()), given.get("stop", ()), strict=True)
-    yield from ({"start": s, "stop": e, "step": 1} for s, e in between)
+    """The parts of an extent that is a sum and those between bounds that are given in pairs; where
+    steps are given too, what these take of the whole extent instead."""
+    starts, stops = given.get("start", ()), given.get("stop", ())
+    steps = given.get("step") or (1,) * len(starts)
+    for start, stop, step in zip(starts, stops, steps, strict=True):
+        if step == 1 or stop == extent:
+            yield {"start": start, "stop": stop, "step": step}
+    if "step" in given:
+        return
     terms = [Poly({m: 1}) for m, c in Poly.of(extent).terms if m for _ in range(c)]
     constant = dict(Poly.of(extent).terms).get((), 0)
     if len(terms) + bool(constant) < 2 or len(terms) > 4:
@@ -113,7 +119,7 @@ def _structural(op: str, shape: Shape, given: Values) -> Iterator[dict[str, obje
     rank = len(shape)
     match op:
         case "concat":
-            for a in range(rank):
+            for a in given.get("axis", range(rank)):
                 yield {"axis": a}
         case "stack":
             for a in range(rank + 1):

@@ -114,7 +114,8 @@ class Found:
         return replace(self, scope={**self.scope, **more}) if more else self
 
     def settle(self) -> Found | None:
-        """With everything that was put off solved, as far as that goes."""
+        """With everything that was put off solved, as far as that goes. A number of which only a
+        sum with others is known, as of a kernel that is any amount larger, is 0."""
         found: Found | None = self
         while found is not None and found.pending:
             work, before = found.pending, len(found.pending)
@@ -122,8 +123,16 @@ class Found:
             for e, value in work:
                 found = found.bind(e, value) if found is not None else None
             if found is not None and len(found.pending) == before:
-                return None
+                found = found._least()
         return found
+
+    def _least(self) -> Found | None:
+        """With the first number that is not known as 0; None where none is left."""
+        for e, _ in self.pending:
+            for name in sorted(formula.names(e) - self.scope.keys()):
+                if name in self.sides.scalars:
+                    return replace(self, scope={**self.scope, name: 0})
+        return None
 
 
 def _match(p: Pattern, node: Node, found: Found) -> Iterator[Found]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -89,7 +89,7 @@ class Saturation:
 
     def run(
         self, budget: Budget | None = None, *, rounds: int = 12, matches: int = MATCHES,
-        first: bool = False,
+        first: bool = False, ways: Collection[Way] | None = None,
     ) -> StopReason:  # fmt: skip
         """Grow the e-graph.
 
@@ -98,6 +98,7 @@ class Saturation:
             rounds: at most so many.
             matches: of one way in one round.
             first: only what `saves`.
+            ways: those to be applied; all by default.
 
         Returns:
             Why it ended: SATURATED where no way has anything to add.
@@ -105,11 +106,12 @@ class Saturation:
         budget = budget or Budget()
         self.stop = None
         self._phase(first)
+        asked = [w for w in self.ways if ways is None or w in ways]
         for _ in range(rounds):
-            news = self._round(budget, matches)
+            news = self._round(budget, matches, asked)
             self.rounds += 1
             self.stop = budget.stop()
-            if self.stop is None and not news and not self._resting:
+            if self.stop is None and not news and not any(w in self._resting for w in asked):
                 self.stop = StopReason.SATURATED
             if self.stop is not None:
                 return self.stop
@@ -159,12 +161,12 @@ class Saturation:
             self._resting.clear()
         self._first = first
 
-    def _round(self, budget: Budget, most: int) -> bool:
+    def _round(self, budget: Budget, most: int, asked: Sequence[Way]) -> bool:
         self._begin()
         view = View(self.classes, self.idle)
         drawn: list[tuple[Way, list[Match]]] = []
         rows: list[tuple[str, int, bool]] = []
-        for way in self.ways:
+        for way in asked:
             if self._resting.get(way, 0) > self.rounds:
                 continue
             matches = list(islice(self._found(view, way), most))
@@ -173,7 +175,7 @@ class Saturation:
             drawn.append((way, matches))
             if matches or rests:
                 rows.append((way.name, len(matches), rests))
-            if (matches or way is self.ways[-1]) and budget.stop() is not None:
+            if (matches or way is asked[-1]) and budget.stop() is not None:
                 break
         news, applied = False, 0
         for way, match in _in_turn(drawn):

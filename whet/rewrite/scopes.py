@@ -169,6 +169,9 @@ _ENLARGED = {"stride": ["(s, t)"], "dilation": ["(1, 1)"], "groups": ["G"],
 _MARGIN = {"stride": ["(s, t)"], "groups": ["G"], "axis": ["2", "3"], "value": ["0.0"],
            "padding": ["(p, q)", "(p + b, q)", "(p, q + b)"], "before": ["b"], "after": ["b"]}
 _ONE = {"stride": ["(1, 1)"], "padding": ["(0, 0)"], "dilation": ["(1, 1)"], "groups": ["1"]}
+_STRIDED = {"stride": ["(2, 2)", "(1, 2)", "(1, 1)"], "padding": ["(0, 0)"],
+            "dilation": ["(1, 1)"], "axis": ["2", "3"], "start": ["0", "0"],
+            "stop": ["2*H", "2*W"], "step": ["2", "2"]}
 _EYE = "tril(triu(full(size=({0}, {0}), value=1.0), 0), 0)"
 _EYES = f"reshape({_EYE.format('C')}, size=(C, C, 1, 1))"
 _WIDE = "pad(pad({}, axis=2, before=1, after=1, value=0.0), axis=3, before=1, after=1, value=0.0)"
@@ -200,7 +203,8 @@ SCOPES: tuple[Scope, ...] = (
           ("add", "sub", "mul", "div", "neg", "relu", "maximum", "minimum"), first=True),
     Scope("neutral matrices", 1,
           ("x[M, K]", "w[N, K]", "a[K, N]", f"eye = {_EYE.format('K')}",
-           "zeros = full(size=(K, N), value=0.0)"), ("matmul", "linear")),
+           "zeros = full(size=(K, N), value=0.0)", "rest = full(size=(M, N), value=0.0)"),
+          ("matmul", "linear")),
     Scope("neutral kernels", 1,
           ("x[M, C, H, W]", f"eye = {_EYES}",
            "each = full(size=(C, 1, 1, 1), value=1.0)",
@@ -273,6 +277,14 @@ SCOPES: tuple[Scope, ...] = (
     Scope("convolutions as products", 3, ("x[M, C, H, W]", "u[O, C, 1, 1]"),
           ("conv2d", "matmul", "reshape"),
           {**_ONE, "size": ["(O, C)", "(M, C, H*W)", "(M, O, H*W)"]}),
+    Scope("strides of convolutions", 3, ("x[M, G*C, 2*H, 2*W]", "w[G*O, C, 1, 1]"),
+          ("conv2d", "slice"), {**_STRIDED, "groups": ["G"]}),
+    # channels of images
+    Scope("channels", 2,
+          ("x[M, C, H, W]", "y[M, C, H, W]", "z[M, O, H, W]", "u[M, P, H, W]", "k[C, 1, 1]"),
+          ("concat", "slice", "add", "mul", "relu"), {"axis": ["1"]}, widths=(2, 3)),
+    Scope("rows that share a factor", 2, ("x[M, K, N]", "y[M, P, N]", "c[N]"),
+          ("concat", "add", "mul"), {"axis": ["1"]}),
     # what stands before and after a layer
     Scope("channels of layers", 3, ("x[M, K]", "w[N, K]", "k[K]", "c[N]"),
           ("linear", "add", "mul", "reshape"), {"size": ["(N, 1)"]}),
@@ -285,11 +297,18 @@ SCOPES: tuple[Scope, ...] = (
           first=True),
     Scope("differences", 3, ("x[M, K]", "y[M, K]", "s[()]"), ("add", "sub", "neg"),
           first=True),
+    Scope("quotients of three", 2, ("x[M, K]", "y[M, K]", "z[M, K]"),
+          ("mul", "div", "reciprocal"), first=True),
+    Scope("differences of three", 2, ("x[M, K]", "y[M, K]", "z[M, K]"),
+          ("add", "sub", "neg", "mul"), first=True),
     # sums, extremes, functions
     Scope("sums", 2, ("x[M, K]", "y[M, K]", "r[M, 1]", "s[()]"),
           ("sum", "mean", "add", "mul", "concat", "permute")),
     Scope("sums of sums", 2, ("x[M, K, N]",), ("sum", "mean", "amax", "amin", "reshape"),
           {"size": ["(M, K*N)", "(M*K, N)"]}, exact=False),
+    Scope("products by ones", 2, ("x[M, K]", "ones = full(size=(K, 1), value=1.0)",
+                                  "row = full(size=(1, M), value=1.0)"),
+          ("sum", "matmul", "reshape"), {"size": ["(M, 1)", "(1, K)"]}),
     Scope("sums of products", 3, ("x[M, K]", "a[K, N]"), ("sum", "matmul", "reshape"),
           {"size": ["(K, 1)", "(1, K)", "(M,)", "(N,)", "(M, 1)"]}),
     Scope("extremes", 2, ("x[M, K]", "y[M, K]", "z[M, K]"),
@@ -314,11 +333,19 @@ SCOPES: tuple[Scope, ...] = (
     Scope("pools and kernels", 2, ("x[M, C, H, W]", "w[O, C, 1, 1]"),
           ("avg_pool2d", "conv2d"), {**_POOL, **_ONE, "stride": ["(s, t)", "(1, 1)"],
                                      "padding": ["(p, q)", "(0, 0)"]}),
+    Scope("maxima of pools", 2, ("x[M, C, H, W]", "y[M, C, H, W]"),
+          ("max_pool2d", "maximum", "relu"),
+          {**_POOL, "kernel": ["(2, 2)", "(3, 3)"], "stride": ["(s, t)", "(1, 1)"],
+           "padding": ["(0, 0)"], "dilation": ["(1, 1)"]}, exact=False),
+    Scope("means of images", 2, ("x[M, C, H, W]",), ("adaptive_avg_pool2d", "mean", "reshape"),
+          {"size": ["(1, 1)", "(M, C, 1, 1)"], "dims": ["(2, 3)"]}),
     Scope("pools as convolutions", 1,
           ("x[M, C, H, W]", "mean = full(size=(C, 1, 3, 2), value=1.0) / 6",
+           "nine = full(size=(C, 1, 3, 3), value=1.0) / 9",
            "square = full(size=(C, 1, 2, 2), value=0.25)"),
           ("avg_pool2d", "conv2d"),
-          {**_POOL, "kernel": ["(3, 2)", "(2, 2)"], "dilation": ["(1, 1)"], "groups": ["C"]}),
+          {**_POOL, "kernel": ["(3, 2)", "(3, 3)", "(2, 2)"], "dilation": ["(1, 1)"],
+           "groups": ["C"]}),
 )
 # fmt: on
 

@@ -3,7 +3,8 @@
     folded    best-first with the rules that leave no doubt: folding into weights, neutral elements,
               whole operators from their pieces, movement
     solved    from there on every rule at once, region by region: equality saturation, then the
-              cheapest kernels, the best few answers for each
+              cheapest kernels, the best few answers for each; first the rules that are stated by
+              hand, then in what is left of the time, from there, those that were generated
     measured  each part that changed, before and after; what is slower is left out
 
 Searches price by prediction. Whether merging products that share an operand, hoisting and
@@ -44,8 +45,13 @@ from whet.store import Store
 KIND = "rewritten-1"
 """What rewritten graphs are filed under, by the digest of the captured one."""
 
-RULES = ("saturation", *(c.text for c in (*CONJECTURES.values(), *RECASTS.values())))
-"""Texts of all rules: what a search depends on."""
+
+@functools.cache
+def texts() -> tuple[str, ...]:
+    """Texts of all rules: what a search depends on."""
+    rules = (*CONJECTURES.values(), *RECASTS.values(), *library().values())
+    return ("saturation", *(c.text for c in rules))
+
 
 CLEAR = 0.95
 """Share of a region's predicted cost, below which an answer stays unless it is measured slower; one
@@ -65,21 +71,31 @@ class Rules:
         every: rules of saturation.
         both: those of them that saturation reads in both directions: what is stated by hand says
             which side is wanted, what is generated does not.
+        beside: rules that saturation goes on with, in both directions, from what the others found.
     """
 
     sure: Mapping[str, Conjecture] = field(default_factory=lambda: SURE)
     every: Mapping[str, Conjecture] = field(default_factory=lambda: CONJECTURES)
     both: Collection[str] = ()
+    beside: Mapping[str, Conjecture] = field(default_factory=library)
 
     def without(self, names: Collection[str]) -> Rules:
         """These, but for the ones of these names."""
-        sure = {n: c for n, c in self.sure.items() if n not in names}
-        return Rules(sure, {n: c for n, c in self.every.items() if n not in names}, self.both)
+        sure, every, beside = (
+            {n: c for n, c in rules.items() if n not in names}
+            for rules in (self.sure, self.every, self.beside)
+        )
+        return Rules(sure, every, self.both, beside)
 
 
 def generated() -> Rules:
     """What `whet rules generate` found, and nothing that was stated by hand."""
-    return Rules({}, library(), library().keys())
+    return Rules({}, library(), library().keys(), {})
+
+
+def by_hand() -> Rules:
+    """What was stated by hand, and nothing that was generated."""
+    return Rules(beside={})
 
 
 @dataclass(frozen=True)
@@ -229,8 +245,8 @@ def _solved(
 ) -> Rewritten:
     prices = pricing(start.graph, training)
     solution = solve(
-        start.graph, rules.every, prices, prover, budget, both=rules.both, admit=Admission(),
-        known=_is_constant if training else is_known,
+        start.graph, rules.every, prices, prover, budget, both=rules.both, beside=rules.beside,
+        admit=Admission(), known=_is_constant if training else is_known,
     )  # fmt: skip
     stops = {s.stop for s in solution.regions if s.stop is not None}
     stop = budget.stop() or (StopReason.BUDGET if StopReason.BUDGET in stops else None)
@@ -270,7 +286,9 @@ def regrown(journal: str, prover: Prover, rules: Rules | None = None) -> tuple[G
     rows = journal.splitlines()
     begin = next((k for k, row in enumerate(rows) if row.startswith("{")), len(rows))
     region = parse_graph("\n".join(rows[:begin]))
-    grown = saturation(region, rules.every, prover, both=rules.both, admit=Admission())
+    grown = saturation(
+        region, rules.every, prover, both=rules.both, beside=rules.beside, admit=Admission()
+    )
     grown.replay(rows[begin:])
     return region, grown
 
