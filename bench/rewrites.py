@@ -6,7 +6,8 @@
 
 A record is one model. `cost_s` has predicted seconds of the graph as it was captured, of what the
 best-first search makes of it and of what saturation and extraction make of it with the same rules,
-all as the cheapest kernels for them; `generated_cost_s` the last with the rules that were found by
+those that are stated by hand, then of what they make of it with the generated ones beside, all as
+the cheapest kernels for them; `generated_cost_s` the last with the rules that were found by
 generation alone. `engines` has measured medians: the captured graph (`plain`), what the walk makes
 of it (`rewritten`), and the same by generated rules alone (`generated`), each as library calls one
 after another (`steps`) and as one C program (`native`), by the same choice of kernels, in turns.
@@ -93,12 +94,14 @@ def _costs(model: Any) -> dict[str, Any]:
     for name, rules in (("every", Rules()), ("generated", generated())):
         began = time.process_time()
         budget = Budget(seconds=SEARCH_S, clock=time.process_time)
-        found[name] = solve(graph, rules.every, pricing(graph), prover, budget, both=rules.both)
+        found[name] = solve(
+            graph, rules.every, pricing(graph), prover, budget, both=rules.both, beside=rules.beside
+        )
         seconds[name] = time.process_time() - began
     every, alone = (found[k].regions for k in ("every", "generated"))
     return {
         "operators": sum(not n.is_leaf for n in graph.nodes),
-        "cost_s": {k: _total(every, alone, k) for k in ("before", "searched", "after")},
+        "cost_s": {k: _total(every, alone, k) for k in ("before", "searched", "first", "after")},
         "generated_cost_s": _total(alone, every, "after"),
         "search_s": seconds["every"],
         "generated_search_s": seconds["generated"],
@@ -265,14 +268,16 @@ def page(result: dict[str, Any]) -> str:
 
 
 def _cost_table(result: Mapping[str, Any]) -> str:
-    rows = [["model", "operators", "before", "best-first", "saturated", "generated", "gap",
-             "search", "generated", "cost"]]  # fmt: skip
+    rows = [["model", "operators", "before", "best-first", "by hand", "all rules", "generated",
+             "gap", "search", "generated", "cost"]]  # fmt: skip
     for r in result["records"]:
         if "cost_s" not in r:
             continue
         cost = {k: f"{1e3 * v:.3f} ms" for k, v in r["cost_s"].items()}
+        cost.setdefault("first", "")  # files from before generated rules were beside
         rows.append([
-            r["model"], str(r["operators"]), cost["before"], cost["searched"], cost["after"],
+            r["model"], str(r["operators"]),
+            *(cost[k] for k in ("before", "searched", "first", "after")),
             f"{1e3 * r['generated_cost_s']:.3f} ms", f"{r['gap']:.1%}",
             f"{r['search_s']:.1f} s", f"{r['generated_search_s']:.1f} s",
             f"{r['cost_s']['before'] / r['cost_s']['after']:.2f}x",

@@ -80,7 +80,7 @@ class Growth:
         g, found, start = self.given, self.solved, self._start
         searched = _best_first(start, g, budget, self._grown)
         if len(start.nodes) <= FITS:
-            self._grow(budget, self._stated, bool(g.both))
+            self._grow(budget, self._stated, bool(g.both), g.limits.nodes)
         if searched is not start:
             self._programs.append(searched.nodes)
         self._answers = self._extracted(self._grown.classes, self._programs)
@@ -94,13 +94,14 @@ class Growth:
         if own is not None and all(found.searched.seconds < a.cost.seconds for a in self._answers):
             self._answers.insert(0, replace(own, made=searched.results, bound=0.0))
         self._take()
+        found.first = found.after
 
     def further(self, budget: Budget) -> None:
         """Go on with the rules that are beside; what was found stays unless this is cheaper."""
         if len(self._start.nodes) > FITS or not self._beside:
             return
         before = len(self._grown.equations)
-        self._grow(budget, self._beside, True)
+        self._grow(budget, self._beside, True, self.given.limits.beside)
         if len(self._grown.equations) == before:
             return
         known = self._programs + [topological(a.made) for a in self._answers[:1]]
@@ -110,13 +111,12 @@ class Growth:
             self._answers = sorted([*more, *self._answers], key=lambda a: a.cost.seconds)
             self._take()
 
-    def _grow(self, budget: Budget, asked: Sequence[Way], first: bool) -> None:
-        limits = self.given.limits
+    def _grow(self, budget: Budget, asked: Sequence[Way], first: bool, nodes: int) -> None:
+        rounds = self.given.limits.rounds
         if first:  # what can be read either way soon fills all the space
-            part = budget.part(nodes=limits.nodes // 2)
-            self._grown.run(part, rounds=limits.rounds, first=True, ways=asked)
-        part = budget.part(nodes=limits.nodes)
-        self.solved.stop = self._grown.run(part, rounds=limits.rounds, ways=asked)
+            part = budget.part(nodes=nodes // 2)
+            self._grown.run(part, rounds=rounds, first=True, ways=asked)
+        self.solved.stop = self._grown.run(budget.part(nodes=nodes), rounds=rounds, ways=asked)
 
     def _take(self) -> None:
         found, grown = self.solved, self._grown

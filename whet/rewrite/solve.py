@@ -50,7 +50,8 @@ class Solution:
     lines: tuple[Derivation, ...]
 
     def seconds(self, which: str) -> float:
-        """Seconds of all occurrences of all regions: "before", "searched" or "after"."""
+        """Seconds of all occurrences of all regions: "before", "searched", "first" or
+        "after"."""
         costs: list[tuple[Cost, Solved]] = [(getattr(s, which), s) for s in self.regions]
         return sum(cost.seconds * len(s.region.places) for cost, s in costs)
 

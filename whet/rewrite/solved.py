@@ -20,6 +20,7 @@ class Limits:
 
     Attributes:
         nodes: e-nodes that saturation may add.
+        beside: the same by the rules that are beside.
         rounds: of saturation.
         solver: seconds of the solver, each time it is asked.
         candidates: of the best-first search.
@@ -27,6 +28,7 @@ class Limits:
     """
 
     nodes: int = 6000
+    beside: int = 2000
     rounds: int = 6
     solver: float = 1.5
     candidates: int = 400
@@ -75,6 +77,7 @@ class Solved:
         region: it.
         before, searched, after: seconds of the region itself, of what the best-first search made of
             it, and of the cheapest option; all as the cheapest kernels for them.
+        first: of the cheapest option by then, when the rules that are beside were not asked yet.
         gap: how far `after` may be from the best, as a share.
         nodes: e-nodes at the end.
         stop: why saturation ended.
@@ -87,6 +90,7 @@ class Solved:
     before: Cost = Cost.NONE
     searched: Cost = Cost.NONE
     after: Cost = Cost.NONE
+    first: Cost = Cost.NONE
     gap: float = 0.0
     nodes: int = 0
     stop: StopReason | None = None

@@ -16,9 +16,10 @@ from whet.rewrite.columns import Columns, Offer
 from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.egraph import EGraph
 from whet.rewrite.extract import extract
+from whet.rewrite.library import library
 from whet.rewrite.prove import Prover
 from whet.rewrite.region import regions
-from whet.rewrite.solve import Pricing, Solution, solve
+from whet.rewrite.solve import Pricing, Solution, saturation, solve
 from whet.search import Budget, Cost, Source
 
 PROVER = Prover()
@@ -105,6 +106,29 @@ def test_a_circle_of_equal_classes_is_no_program() -> None:
     x = _leaf("input", "x", 4)
     graph = Graph((x,), (apply("neg", apply("neg", apply("exp", x))),))
     assert _solved(graph).graph.outputs == (apply("exp", x),)
+
+
+def test_generated_rules_go_on_from_what_the_others_found() -> None:
+    """A hoist by hand, then what only a generated rule, read either way, makes one of."""
+    graph = _recurrence(steps=2)
+    (states,) = graph.outputs
+    parts = [apply("relu", states), apply("relu", graph.inputs[0])]
+    whole = Graph(graph.inputs, (apply("exp", apply("concat", *parts, axis=2)),))
+    beside = {
+        n: c for n, c in library().items() if "relu(concat)" in n and "concat(relu, relu)" in n
+    }
+    assert beside
+    alone, both = _solved(whole), _solved(whole, beside=beside)
+    assert both.seconds("first") == alone.seconds("after") < both.seconds("before")
+    assert both.seconds("after") == pytest.approx(alone.seconds("after") - 0.1)
+    used = {m.rule.name for r in both.regions for m in r.equations}
+    assert used & beside.keys()
+    assert used & RULES.keys()
+    assert verify_certificate(whole, map(str, both.lines), Prover()) == both.graph
+    (region,) = both.regions
+    again = saturation(region.region.graph, RULES, PROVER, beside=beside)
+    again.replay(region.journal)
+    assert len(again.classes) == region.nodes
 
 
 Change = Callable[[dict[str, Any]], None]

@@ -30,6 +30,7 @@ from whet.search import Budget
 from whet.store import Store
 
 PROVER = Prover()
+STORE = Store.memory()  # what one test has proven, the next one need not
 
 
 def tensor(kind, name, *shape):
@@ -95,19 +96,19 @@ def test_the_expected_answer_stays_unless_another_is_surely_faster():
 
 def test_what_is_measured_slower_is_not_taken():
     graph = recurrence()
-    slow = rewritten(graph, Store.memory(), Budget(seconds=60), watch=Fixed(1.0, 2.0))
+    slow = rewritten(graph, STORE, Budget(seconds=60), watch=Fixed(1.0, 2.0))
     assert [r.graph for r in slow] == [graph]
     (gain,) = [g for g in slow[0].gains if g.rules]
     assert not gain.kept
     assert gain.before < gain.after
-    fast = rewritten(graph, Store.memory(), Budget(seconds=60), watch=Fixed(2.0, 1.0))
+    fast = rewritten(graph, STORE, Budget(seconds=60), watch=Fixed(2.0, 1.0))
     assert fast[0].graph != graph
     assert all(g.kept for g in fast[0].gains)
     assert {r.module for r in fast[0].rows} == {"cells.0.input"}
 
 
 def test_generated_rules_alone_hoist():
-    best = rewritten(recurrence(), Store.memory(), Budget(seconds=60), rules=generated())[0]
+    best = rewritten(recurrence(), STORE, Budget(seconds=60), rules=generated())[0]
     products = [n for n in best.graph.nodes if n.op == "linear" and n.args[0].op != "tanh"]
     assert not {r.rule for r in best.rows} & CONJECTURES.keys()
     assert len(products) < 4
@@ -134,7 +135,7 @@ def test_the_guilty_rule_is_named_and_the_others_stay():
     )  # fmt: skip
     scaled = apply("mul", apply("linear", x, w, None), s)
     graph = Graph((x,), (apply("neg", apply("neg", apply("linear", scaled, v, None))),))
-    store = Store.memory()
+    store = STORE
 
     def again(names):
         return rewritten(graph, store, Budget(seconds=60), rules=Rules().without(names))[0]
@@ -145,14 +146,15 @@ def test_the_guilty_rule_is_named_and_the_others_stay():
 
     found, blames = acquitted(again(frozenset()), judge, 1e-6, again)
     assert judge(found.graph)[1]
-    assert all("scale" in b.rules for b in blames)
+    named = ("scale", "linear(mul)", "mul(linear)")  # by hand, then those that were generated
+    assert all(any(n in b.rules for n in named) for b in blames)
     assert blames[0].error == 1.0
     assert not any(n.op == "neg" for n in found.graph.nodes)
     assert verify_certificate(graph, found.certificate, PROVER) == found.graph
 
 
 def test_a_region_loses_the_guilty_rule_alone():
-    graph, store = recurrence(), Store.memory()
+    graph, store = recurrence(), STORE
     best = rewritten(graph, store, Budget(seconds=60))[0]
     assert best.answer is not None
 
@@ -167,7 +169,7 @@ def test_a_region_loses_the_guilty_rule_alone():
 
 
 def test_a_start_that_is_wrong_itself_blames_nobody():
-    best = rewritten(recurrence(), Store.memory(), Budget(seconds=60))[0]
+    best = rewritten(recurrence(), STORE, Budget(seconds=60))[0]
     found, blames = acquitted(best, lambda g: (1.0, False), 1e-6, lambda names: best)
     assert (found.graph, blames) == (best.graph, [])
 
@@ -205,7 +207,7 @@ def test_what_saves_comes_first_and_the_rest_is_found_later():
 
 def test_a_search_is_grown_again_from_the_saved_journal():
     graph = recurrence()
-    best = rewritten(graph, Store.memory(), Budget(seconds=60))[0]
+    best = rewritten(graph, STORE, Budget(seconds=60))[0]
     assert len(best.journals) == 2
     region, answer = rewriting.regrown(best.journals[-1], Prover())
     assert region == best.answer.region.graph
