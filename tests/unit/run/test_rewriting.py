@@ -7,6 +7,7 @@ import pytest
 from whet.ir.graph import Graph, apply, leaf
 from whet.ir.types import DType, TensorType
 from whet.rewrite.certificate import verify_certificate
+from whet.rewrite.region import regions
 from whet.run.rewriting import SURE, rewritten, space_of
 from whet.search import Budget, replay
 from whet.store import Store
@@ -75,3 +76,33 @@ def test_an_interrupt_ends_all_of_it(recurrence, monkeypatch):
     (best,) = rewritten(recurrence, Store.memory(), Budget(seconds=60))
     assert best.stop == "Interrupted"
     assert verify_certificate(recurrence, best.certificate) == best.graph
+
+
+def blocks(count):
+    """Residual blocks of eleven operators each, with weights of their own, whose gate is scaled."""
+    x = h = tensor("input", "x", 8, 64)
+    for k in range(count):
+        g, b = (tensor("parameter", f"{k}.norm.{n}", 64) for n in "gb")
+        s, q, v, o, u, d = (
+            tensor("parameter", f"{k}.{n}", *shape)
+            for n, shape in zip("sqvoud", ((), *[(64, 64)] * 3, (128, 64), (64, 128)), strict=True)
+        )
+        n = apply("layer_norm", h, g, b, size=(64,), eps=1e-5)
+        gate = apply("silu", apply("mul", apply("linear", n, q, None), s))
+        h = apply(
+            "add", h, apply("linear", apply("mul", gate, apply("linear", n, v, None)), o, None)
+        )
+        h = apply("add", h, apply("linear", apply("relu", apply("linear", h, u, None)), d, None))
+    return Graph((x,), (h,))
+
+
+@pytest.mark.full
+def test_ten_thousand_operators_in_repeated_blocks():
+    """Blocks that are alike are searched once, and changed wherever they stand."""
+    graph = blocks(910)
+    assert sum(not n.is_leaf for n in graph.nodes) > 10_000
+    assert len(regions(graph)) <= 3
+    best = rewritten(graph, Store.memory(), Budget())[0]
+    scaled = [n for n in best.graph.nodes if n.op == "mul" and n.operands[0].op == "linear"]
+    assert not [n for n in scaled if n.operands[1].op == "parameter"]
+    assert len({r.module for r in best.rows}) == 910
