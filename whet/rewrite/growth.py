@@ -26,6 +26,7 @@ from whet.rewrite.saturate import Admit, Saturation, is_safe
 from whet.rewrite.solved import Limits, Option, Pricing, Solved
 from whet.rewrite.space import RewriteSpace
 from whet.rewrite.syntax import Apply, Var
+from whet.rewrite.told import Told
 from whet.search import Budget, Cost, Greedy, search
 
 FITS = 1500  # nodes of a region that is saturated
@@ -71,7 +72,8 @@ class Growth:
         self._start = self.region.graph
         self._stated = ways(g.rules.values(), both=g.both)
         self._beside = ways(g.beside.values(), both=True)
-        self._grown = _growing(self._start, (*self._stated, *self._beside), g.prover, g.admit)
+        self._told = Told(g.prover)
+        self._grown = _growing(self._start, (*self._stated, *self._beside), self._told, g.admit)
         self._programs: list[Sequence[Node]] = [self._start.nodes]
         self._answers: list[Extraction] = []
 
@@ -124,7 +126,9 @@ class Growth:
         found.after = found.before
         least = _WORTH * found.before.seconds
         cheaper = [a for a in self._answers if a.cost.seconds < least]
-        found.options = tuple(options(self._start, cheaper, grown))[: self.given.limits.count]
+        found.options = tuple(options(self._start, cheaper, grown, self._told))[
+            : self.given.limits.count
+        ]
         if found.options:
             best = found.options[0]
             found.after, found.gap, found.taken = best.cost, best.gap, 0
@@ -152,13 +156,13 @@ def saturation(
 ) -> Saturation:
     """A region's e-graph, to be grown by these rules or to replay a journal of theirs."""
     read = (*ways(rules.values(), both=both), *ways((beside or {}).values(), both=True))
-    return _growing(region, read, prover, admit)
+    return _growing(region, read, Told(prover), admit)
 
 
-def _growing(region: Graph, read: Sequence[Way], prover: Prover, admit: Admit) -> Saturation:
+def _growing(region: Graph, read: Sequence[Way], told: Told, admit: Admit) -> Saturation:
     ahead = Ahead()
     saves = functools.partial(_saves, ahead)
-    return Saturation(EGraph(region.nodes), read, prover, admit, ahead, saves)
+    return Saturation(EGraph(region.nodes), read, told, admit, ahead, saves)
 
 
 def _saves(ahead: Ahead, match: Match) -> bool:
@@ -187,8 +191,11 @@ def _saves(ahead: Ahead, match: Match) -> bool:
         return False
 
 
-def options(start: Graph, found: Iterable[Extraction], grown: Saturation) -> Iterator[Option]:
-    """Answers of the solver with the equations they need; only such as change something."""
+def options(
+    start: Graph, found: Iterable[Extraction], grown: Saturation, told: Told | None = None
+) -> Iterator[Option]:
+    """Answers of the solver with the equations they need, proven ones; only such as change
+    something."""
     seen = {start.outputs}
     for e in found:
         for node in e.made:
@@ -196,6 +203,10 @@ def options(start: Graph, found: Iterable[Extraction], grown: Saturation) -> Ite
         equations = grown.needed(zip(start.results, e.made, strict=True))
         if equations and e.made not in seen:
             seen.add(e.made)
+            proven = equations if told is None else told.kept(equations)
+            if proven is None:
+                continue
+            equations = proven
             yield Option(Graph(start.inputs, e.made), e.cost, e.gap, equations)
 
 

@@ -106,7 +106,8 @@ class Saturation:
         budget = budget or Budget()
         self.stop = None
         self._phase(first)
-        asked = [w for w in self.ways if ways is None or w in ways]
+        wanted = frozenset(self.ways if ways is None else ways)
+        asked = [w for w in self.ways if w in wanted]
         for _ in range(rounds):
             news = self._round(budget, matches, asked)
             self.rounds += 1

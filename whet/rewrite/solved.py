@@ -28,7 +28,7 @@ class Limits:
     """
 
     nodes: int = 6000
-    beside: int = 2000
+    beside: int = 800
     rounds: int = 6
     solver: float = 1.5
     candidates: int = 400

@@ -72,7 +72,7 @@ def test_an_interrupt_ends_all_of_it(recurrence, monkeypatch):
     def interrupting(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("whet.rewrite.solve.extract", interrupting)
+    monkeypatch.setattr("whet.rewrite.growth.extract", interrupting)
     (best,) = rewritten(recurrence, Store.memory(), Budget(seconds=60))
     assert best.stop == "Interrupted"
     assert verify_certificate(recurrence, best.certificate) == best.graph
