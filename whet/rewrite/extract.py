@@ -432,7 +432,7 @@ def extract(
     """
     proposer = Extractor(columns, roots, border, convert, grown=False)
     proposed = [
-        topological(e.made) for e in proposer.best(3, seconds=seconds / 2, programs=programs)
+        topological(e.made) for e in proposer.best(1, seconds=seconds / 2, programs=programs)
     ]
     programs = [*programs, *proposed]
     for nodes in programs:
