@@ -306,20 +306,34 @@ class Problem:
         leader = group[0]
         found = []
         seen = set()
-        for choice in [fixed[leader]] if leader in fixed else self.choices.of(leader):
-            chosen = self._follow(group, choice, fixed)
+        choices = [fixed[leader]] if leader in fixed else self.choices.of(leader)
+        axes = {a for a, n in self.mesh if a not in self.time and n > 1}
+        parts = [c for c in choices if any(a in axes for a, _ in c.result.partial)]
+        rows = [*((c, False) for c in choices), *((c, True) for c in parts)]
+        for choice, settled in rows:
+            chosen = self._follow(group, choice, fixed, settled=settled)
             key = tuple(sorted((self._order.get(n, -1), id(c)) for n, c in chosen.items()))
             if key not in seen:
                 seen.add(key)
-                found.append((chosen, self._group_s(group, chosen)))
-        found.sort(key=lambda x: x[1])
-        best = found[0][1]
-        kept = [f for f in found if f[1] < best + LARGE / 2][: self.most]
+                found.append((chosen, self._group_s(group, chosen), settled))
+        best = min(x for _, x, _ in found)
+        kept = []
+        for settled in (False, True):
+            own = sorted((f[:2] for f in found if f[2] is settled), key=lambda f: f[1])
+            kept += [f for f in own if f[1] < best + LARGE / 2][: self.most]
         return kept
 
     def _follow(
-        self, group: Sequence[Node], choice: Choice, fixed: Mapping[Node, Choice]
-    ) -> dict[Node, Choice]:
+        self, group: Sequence[Node], choice: Choice, fixed: Mapping[Node, Choice], *,
+        settled: bool = False,
+    ) -> dict[Node, Choice]:  # fmt: skip
+        """The choices of a group that come with one of its leader.
+
+        Args:
+            settled: parts of a sum are added up for every rank at once (an all_reduce), although a
+                follower would be content with less: what comes later may ask for all of it.
+        """
+        whole = Sharding(choice.result.cuts)
         chosen: dict[Node, Choice] = {group[0]: choice}
         # Upstream: views of parameters and leaves, from their readers.
         members = set(group)
@@ -340,6 +354,9 @@ class Problem:
             ):
                 continue
             options = [fixed[n]] if n in fixed else self.choices.of(n)
+            if settled and group[0] in n.operands:
+                k = n.operands.index(group[0])
+                options = [c for c in options if c.operands[k] == whole] or list(options)
             if any(a in chosen for a in n.operands):
                 chosen[n] = min(options, key=lambda c: self._in_s(n, c, chosen))
                 ask(n, chosen[n])
