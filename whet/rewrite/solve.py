@@ -30,7 +30,7 @@ from whet.search import Budget, Cost
 
 _GROWING = 0.7  # of a region's share of the time: the rest is for the solver
 _SHARE = 0.01  # of a graph's cost: rules that are beside are tried on what takes as much
-_BESIDE = 0.5  # of the time that is left then
+_BESIDE = 0.25  # of the time that is left then
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def solve(
         known: whether a leaf is known ahead of time. In a joint training graph parameters are not.
         both: rules are read in both directions; all, or those of these names.
         beside: rules, read in both directions, that go on from what the others have found, the
-            dearest region first, in half of the time that is left then; no answer is dearer for
+            dearest region first, in a quarter of the time that is left then; no answer is dearer for
             them.
         admit: says which matches may be used of those that hold over the reals.
     """
