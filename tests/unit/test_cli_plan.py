@@ -150,3 +150,52 @@ def test_a_plan_is_proven_and_run(plan, tmp_path, capsys, monkeypatch):
     assert len(found["losses"]) == 3
     assert found["loss_error"] < 1e-9
     assert found["parameter_error"] < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pin", "data=2", "--pin", "data=1"], "two pins contradict each other"),
+        (["--pin", "data=2", "--pin", "tensor=2"], "the pinned degrees do not fit the machine"),
+        (["--pin", "microbatches=3"], "the batch does not divide"),
+        (["--pin", "*.nothing=whole"], "no parameter has such a name"),
+        (["--devices", "0"], "a machine has a whole number of devices"),
+        (["--machine", "h100x8,link.speed=3"], "a machine has no link.speed"),
+        (["--machine", "nowhere"], "there is no machine named 'nowhere'"),
+        (["--batch", "0"], "a step has samples"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_message(words, said, capsys):
+    command = ["parallelize", "models:dlrm:small", "--batch", "8", "--machine", "host", *words]
+    assert cli.main(command) == 1
+    text = capsys.readouterr().err
+    assert f"error: {said}" in text
+    assert "  got:" in text
+    assert "  try:" in text
+
+
+def test_examples_of_a_fixed_number_of_samples_say_so(capsys):
+    command = ["parallelize", "zoo:llama_decode:small", "--batch", "4", "--machine", "host"]
+    assert cli.main([*command, "--inference"]) == 1
+    text = capsys.readouterr().err
+    assert "for another number of samples than its examples have" in text
+    assert "expected: a batch of 1" in text
+    assert "try:      --batch 1, or a function" in text
+
+
+def test_a_plan_of_inference_becomes_files(tmp_path, capsys):
+    file, _ = parallelized("dlrm", tmp_path, "--machine", "host", "--inference", "--budget", "1s")
+    folder = tmp_path / "files"
+    assert cli.main(["plan", "export", str(file), str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "results" in said
+    assert "apart from the model" in said
+    assert (folder / "plan.json").exists()
+    assert list(folder.glob("stage0*.onnx"))
+    assert cli.main(["plan", "check", str(tmp_path / "nothing.yaml")]) == 1
+    assert "try:      in that folder: plan.yaml" in capsys.readouterr().err
+
+
+def test_a_plan_of_training_does_not(plan, tmp_path, capsys):
+    assert cli.main(["plan", "export", str(plan), str(tmp_path), "--unproven"]) == 1
+    assert "ONNX files hold a forward pass" in capsys.readouterr().err

@@ -32,7 +32,8 @@ from whet.errors import CaptureError, WhetError
 from whet.parallel import blocks
 
 Loss = Callable[..., Tensor]
-Given = tuple[nn.Module, tuple[Any, ...], tuple[Any, ...], Loss]
+# Module, inputs, targets, loss; and how many samples examples had that were repeated.
+Given = tuple[nn.Module, tuple[Any, ...], tuple[Any, ...], Loss, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +83,33 @@ def training(name: str, batch: int, dtype: str, *, inference: bool = False) -> T
             "no such dtype", expected="bfloat16, float16, float32 or float64", got=dtype
         )
     if batch < 1:
-        raise WhetError("a step has samples", expected="a batch of 1 or more", got=batch)
+        raise WhetError(
+            "a step has samples", expected="a batch of 1 or more", got=batch, hint="--batch 8, say"
+        )
     if not name.partition(":")[1] and not name.endswith((".onnx", ".pt2")):
         name = f"models:{name}"
     if name.endswith((".onnx", ".pt2")) and not inference:
         raise WhetError(
             "a file holds a forward pass alone", where=name, hint="--inference, or name the module"
         )
-    module, inputs, targets, loss = _given(name, batch, kind_)
+    module, inputs, targets, loss, have = _given(name, batch, kind_)
     # The small scale is cut like the large one, however few its nodes are.
     least = 0 if name.endswith(":small") else blocks.SMALL
-    if inference:
-        found = capture(module.eval(), inputs)
-        joint = Joint(found.graph, (), found.parameters, found.coverage, found.foreign)
-        targets = ()
-    else:
-        joint = capture_joint(module, inputs, loss, targets)
+    try:
+        if inference:
+            found = capture(module.eval(), inputs)
+            joint = Joint(found.graph, (), found.parameters, found.coverage, found.foreign)
+            targets = ()
+        else:
+            joint = capture_joint(module, inputs, loss, targets)
+    except CaptureError as fault:
+        if have in (None, batch):
+            raise
+        raise CaptureError(
+            "the model does not trace for another number of samples than its examples have",
+            expected=f"a batch of {have}", got=f"{batch}: {fault.got}", where=fault.where,
+            hint=f"--batch {have}, or a function that takes the batch size",
+        ) from fault  # fmt: skip
     _sampled(name, joint, batch)
     model = blocks.model(joint.graph, joint.gradients, batch, small=least)
     return Training(module, tuple(inputs), tuple(targets), loss, joint, model)
@@ -115,19 +127,20 @@ def _sampled(name: str, joint: Joint, batch: int) -> None:
 
 
 def _given(name: str, batch: int, dtype: torch.dtype) -> Given:
-    """Module, inputs, targets and loss."""
+    """The model that a name means, for a number of samples."""
     space, _, rest = name.partition(":")
     small = rest.endswith(":small")
     scale: zoo.Scale = "small" if small else "full"
     if space == "models":
         job = models.load(rest.removesuffix(":small"), batch, scale=scale, dtype=dtype)
-        return job.module, job.inputs, job.targets, job.loss
+        return job.module, job.inputs, job.targets, job.loss, None
     if space == "zoo":
         entry = zoo.load(rest.removesuffix(":small"), scale=scale, dtype=dtype)
-        return entry.module.train(), _repeated(entry.inputs, batch), (), squares
+        have = _samples(entry.inputs)
+        return entry.module.train(), _repeated(entry.inputs, batch), (), squares, have
     if name.endswith((".onnx", ".pt2")):
         found = source.load(name)
-        return found.module, _positional(found), (), squares
+        return found.module, _positional(found), (), squares, None
     asked: list[bool] = []
 
     def call(make: Callable[..., object]) -> object:
@@ -149,10 +162,12 @@ def _given(name: str, batch: int, dtype: torch.dtype) -> Given:
         raise CaptureError(f"{name} gives a loss that is no function", got=type(loss).__name__)
     module = module.to(dtype)
     inputs, targets = (tuple(map(_as(dtype), row)) for row in (inputs, targets))
+    have = None
     if asked != [True]:
+        have = _samples((*inputs, *targets))
         every = _repeated((*inputs, *targets), batch)
         inputs, targets = every[: len(inputs)], every[len(inputs) :]
-    return module, tuple(inputs), tuple(targets), loss
+    return module, tuple(inputs), tuple(targets), loss, have
 
 
 def _asks(make: Callable[..., object]) -> bool:
@@ -180,16 +195,21 @@ def _positional(found: source.Source) -> tuple[Any, ...]:
     return bound.args
 
 
+def _samples(inputs: tuple[Any, ...]) -> int | None:
+    """How many samples examples have; None if none of them has dims."""
+    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
+    return tensors[0].shape[0] if tensors else None
+
+
 def _repeated(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
     """Examples repeated or cut to a number of samples."""
-    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
-    if not tensors or tensors[0].shape[0] == batch:
+    have = _samples(inputs)
+    if have in (None, batch):
         return inputs
-    have = tensors[0].shape[0]
-    rows = torch.arange(batch, device=tensors[0].device) % have
+    rows = torch.arange(batch) % have
 
     def repeated(x: Tensor) -> Tensor:
-        return x.index_select(0, rows) if x.dim() and x.shape[0] == have else x
+        return x.index_select(0, rows.to(x.device)) if x.dim() and x.shape[0] == have else x
 
     return tuple(pytree.tree_map_only(Tensor, repeated, inputs))
 

@@ -94,7 +94,10 @@ def of_devices(text: Text, number: str, where: str) -> Text:
     except ValueError:
         count = 0
     if count < 1:
-        raise WhetError("a machine has a whole number of devices", got=number, where=where)
+        raise WhetError(
+            "a machine has a whole number of devices", expected="1 or more", got=number,
+            where=where, hint="--devices 2, say",
+        )  # fmt: skip
     nodes = text["nodes"]
     each = [math.prod(int(level["units"]) for level in n.get("inside", ())) for n in nodes]
     total = sum(int(n["count"]) * k for n, k in zip(nodes, each, strict=True))

@@ -53,7 +53,7 @@ class Pins:
         """Pins as a user writes them.
 
         Raises:
-            SearchError: one that is none.
+            SearchError: one that is none, or two that contradict each other.
         """
         fields: dict[str, int | bool | str] = {}
         parameters = []
@@ -62,7 +62,12 @@ class Pins:
             if not equal or not name or not value:
                 raise SearchError("a pin is NAME=VALUE", expected=", ".join(NAMES), got=text)
             if name in NAMES:
-                fields[name] = _value(name, value)
+                given = _value(name, value)
+                if fields.setdefault(name, given) != given:
+                    raise SearchError(
+                        "two pins contradict each other", expected=f"one value for {name}",
+                        got=f"{fields[name]} and {given}", hint="leave one of them out",
+                    )  # fmt: skip
             elif any(c in name for c in ".*?["):
                 parameters.append((name, _cuts(text, value)))
             else:
@@ -164,7 +169,7 @@ class Pins:
             if not fnmatch.filter(names, pattern):
                 raise SearchError(
                     "no parameter has such a name", expected="a pattern of " + ", ".join(names[:4]),
-                    got=pattern,
+                    got=pattern, hint="`whet parallelize --plan FILE` lists what each block has",
                 )  # fmt: skip
         return self
 
