@@ -75,8 +75,8 @@ def solve(
         known: whether a leaf is known ahead of time. In a joint training graph parameters are not.
         both: rules are read in both directions; all, or those of these names.
         beside: rules, read in both directions, that go on from what the others have found, the
-            dearest region first, in a quarter of the time that is left then; no answer is dearer for
-            them.
+            dearest region first, in a quarter of the time that is left then; no answer is dearer
+            for them.
         admit: says which matches may be used of those that hold over the reals.
     """
     given = Given(rules, pricing, prover, limits or Limits(), both, beside or {}, admit, known)
