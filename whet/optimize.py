@@ -256,6 +256,8 @@ class _Walk:
                 with self._phase("generate"):
                     self.progress("tuning kernels")
                     candidates += self._generated(variants, captured)
+            if self._left() < 0.2 * self.budget_s and any(c.region for c in candidates):
+                variants = []  # a short walk: no time for programs that are mostly slower
             if "native" not in self.disable and variants:
                 with self._phase("native"):
                     self.progress("compiling a native program")

@@ -26,6 +26,7 @@ from whet.search import Budget, Journal, StopReason
 RESERVE_S = 28.0  # seconds that tuning leaves for what comes after it
 LITTLE_S = 16.0  # seconds of that where every group is tuned: a native program, and measuring
 USUAL_S = 60.0  # a walk's budget that these are for; of a shorter one they take the same share
+COMPILE_S = 1.5  # seconds of that which are no shorter in a short walk
 SHORTEST_S = 12.0  # budgets below have no groups tuned: there is no time to compile any
 LEAST_S = 2.0  # of a search for a partition
 RECAST_S = 25.0  # seconds, beyond a walk's budget, for computing operators another way
@@ -33,9 +34,9 @@ RECAST_LEAST_S = 12.0  # of these; what a shorter budget allows is not enough fo
 
 
 def reserves(budget_s: float) -> tuple[float, float]:
-    """`RESERVE_S` and `LITTLE_S` for a walk's budget."""
+    """`RESERVE_S` and `LITTLE_S` for a walk's budget; compiling a program takes what it takes."""
     share = min(1.0, budget_s / USUAL_S)
-    return share * RESERVE_S, share * LITTLE_S
+    return share * RESERVE_S, share * LITTLE_S + (1 - share) * COMPILE_S
 
 
 @dataclass
