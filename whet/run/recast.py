@@ -72,13 +72,13 @@ class Recast:
 
     Attributes:
         graph: what the steps lead to.
-        steps: of the certificate, in order, each with its matches.
+        steps: of the certificate, in order, each with its matches and the user's line of each.
         sites: what became of the operators.
         became: each node of the first graph that is still needed, in the last one.
     """
 
     graph: Graph
-    steps: tuple[tuple[Step, tuple[Match, ...]], ...]
+    steps: tuple[tuple[Step, tuple[Match, ...], tuple[str, ...]], ...]
     sites: tuple[Site, ...]
     became: Mapping[Node, Node]
 
@@ -99,7 +99,7 @@ def weights(graph: Graph, prover: Prover) -> list[Node]:
 
 def recast(graph: Graph, chosen: Collection[Node], prover: Prover) -> Recast:
     """The graph with the operators of these weights in blocks, as far as rules lead there."""
-    steps: list[tuple[Step, tuple[Match, ...]]] = []
+    steps: list[tuple[Step, tuple[Match, ...], tuple[str, ...]]] = []
     sites = {w: Site(w) for w in chosen}
     became = {n: n for n in graph.nodes}
     for c, wanted in _order():
@@ -116,7 +116,8 @@ def recast(graph: Graph, chosen: Collection[Node], prover: Prover) -> Recast:
         for site in sites.values():
             site.move(new)
         became = {a: new[b] for a, b in became.items() if b in new}
-        steps.append((step_of(graph, group, after), group))
+        lines = tuple(graph.where.get(m.roots[0], "") for m in group)
+        steps.append((step_of(graph, group, after), group, lines))
         graph = after
     return Recast(graph, tuple(steps), tuple(s for s in sites.values() if s.product), became)
 
@@ -207,9 +208,10 @@ def _reader(p: Partition, weight: Node) -> Node:
 def _told(start: Rewritten, r: Recast) -> Rewritten:
     """What the steps lead to, with the rows that tell of them."""
     now = start
-    for step, group in r.steps:
+    for step, group, lines in r.steps:
         places = [module_of(m.roots, [n for n in m.tensors.values() if n]) for m in group]
-        rows = [Rewrite(p.name, "", p.proof, w) for p, w in zip(step.places, places, strict=True)]
+        found = zip(step.places, lines, places, strict=True)
+        rows = [Rewrite(p.name, line, p.proof, place) for p, line, place in found]
         changed = ((group[0].rule.name,), pattern(places))
         now = replace(
             now, steps=(*now.steps, step), rows=(*now.rows, *rows), before=now, changed=changed

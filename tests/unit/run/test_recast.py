@@ -70,7 +70,7 @@ def test_rules_lead_to_an_equal_graph(net: Net, size: int, prover: Prover) -> No
     feeds[graph.inputs[0].name] = x.double()
     (want,), (got,) = evaluate(graph, feeds), evaluate(found.graph, feeds)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-    lines = [str(step) for step, _ in found.steps]
+    lines = [str(step) for step, *_ in found.steps]
     assert verify_certificate(graph, lines).digest == found.graph.digest
 
 
