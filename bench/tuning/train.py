@@ -5,6 +5,9 @@ not seen.
                  model puts in the right order
     slowdown     of the best of the eight that the model likes most, against the best of the task
     task out     trained on all other tasks;   family out: on all other families of operators
+    set out      trained on the wider instruction set alone, the same task among them
+    trials       how many of the task's schedules are tried, in the model's order and with nothing
+                 learnt from them, until one is within `APART` of the best; random: on average
 """
 
 from __future__ import annotations
@@ -109,10 +112,16 @@ def accuracy(scores: Array, seconds: Array) -> float:
     return float((agree > 0).mean() + 0.5 * (agree == 0).mean())
 
 
-def slowdown(scores: Array, seconds: Array) -> float:
-    """The best of the `TOP` lowest scores, against the best of all."""
-    chosen = np.argsort(scores, kind="stable")[:TOP]
+def slowdown(scores: Array, seconds: Array, top: int = TOP) -> float:
+    """The best of the `top` lowest scores, against the best of all."""
+    chosen = np.argsort(scores, kind="stable")[:top]
     return float(seconds[chosen].min() / seconds.min())
+
+
+def trials(scores: Array, seconds: Array) -> int:
+    """How many of the lowest scores it takes until one is within `APART` of the best."""
+    order = np.argsort(scores, kind="stable")
+    return int(np.argmax(seconds[order] <= APART * seconds.min())) + 1
 
 
 def judged(some: Sequence[Recorded], progress: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -133,12 +142,22 @@ def judged(some: Sequence[Recorded], progress: Callable[[str], None]) -> list[di
             scores = models[key].score(t.features)
             row[f"accuracy, {what} out"] = accuracy(scores, t.seconds)
             row[f"slowdown, {what} out"] = slowdown(scores, t.seconds)
+            row[f"slowdown of 16, {what} out"] = slowdown(scores, t.seconds, 16)
+            row[f"trials, {what} out"] = trials(scores, t.seconds)
         # What a draw of as many would give, on average over draws.
         rng = np.random.default_rng(0)
         draws = [
             t.seconds[rng.permutation(len(t.seconds))[:TOP]].min() / t.best for _ in range(200)
         ]
         row["slowdown, random"] = float(np.exp(np.mean(np.log(np.minimum(draws, 1e3)))))
+        if t.isa == "avx2" and (out := [o for o in some if o.isa != t.isa]):
+            if ("set", t.isa) not in models:
+                models["set", t.isa] = trained(out)
+            scores = models["set", t.isa].score(t.features)
+            row["accuracy, set out"] = accuracy(scores, t.seconds)
+            row["trials, set out"] = trials(scores, t.seconds)
+        good = int((t.seconds <= APART * t.best).sum())
+        row["trials, random"] = (len(t.seconds) + 1) / (good + 1)
         progress(f"{t.name}")
         rows.append(row)
     return rows
@@ -146,7 +165,8 @@ def judged(some: Sequence[Recorded], progress: Callable[[str], None]) -> list[di
 
 FIGURES = (
     "accuracy, task out", "slowdown, task out", "accuracy, family out", "slowdown, family out",
-    "slowdown, random",
+    "slowdown, random", "slowdown of 16, task out", "trials, task out", "trials, family out",
+    "trials, random", "accuracy, set out", "trials, set out",
 )  # fmt: skip
 
 
@@ -173,7 +193,7 @@ def mean(rows: Sequence[dict[str, Any]], figure: str) -> float:
     values = [r[figure] for r in rows if figure in r]
     if not values:
         return math.nan
-    if figure.startswith("slowdown"):
+    if figure.startswith(("slowdown", "trials")):
         return float(np.exp(np.mean(np.log(np.minimum(values, 1e3)))))
     return float(np.mean(values))
 

@@ -104,7 +104,10 @@ class Ranker:
         else:
             y = np.concatenate([missing(s, x[:, base]) for x, s in usable])
             data = lightgbm.Dataset(x, y)
-            own = {"objective": "regression", "num_leaves": 15, "min_data_in_leaf": 20}
+            own = {
+                "objective": "regression", "num_leaves": 31, "feature_fraction": 0.5,
+                "min_data_in_leaf": min(100, max(5, len(y) // 50)),
+            }  # fmt: skip
         booster = lightgbm.train(common | own, data, num_boost_round=trees)
         return cls(booster.model_to_string(), base)
 

@@ -18,7 +18,7 @@ from whet.kernel.prior import BASE, CARD, pretrained
 def table(name: str, family: str, seed: int) -> dict[str, object]:
     """A task whose estimate is wrong by what one feature says, for all tasks the same one."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(120, len(NAMES)))
+    x = rng.normal(size=(400, len(NAMES)))
     seconds = [float(s) * (seed + 1) for s in np.exp(x[:, 3] + math.log(2) * x[:, BASE])]
     failed = [None, *seconds[1:]]
     return {"name": name, "family": family, "features": x.tolist(), "seconds": failed}
@@ -36,8 +36,9 @@ def test_what_is_learnt_holds_for_tasks_and_families_not_seen(recorded):
     rows = train.judged(recorded, lambda line: None)
     assert len(rows) == 4
     for figure in ("accuracy, task out", "accuracy, family out"):
-        assert train.mean(rows, figure) > 0.85
+        assert train.mean(rows, figure) > 0.8
     assert train.mean(rows, "slowdown, task out") < train.mean(rows, "slowdown, random")
+    assert train.mean(rows, "trials, task out") < train.mean(rows, "trials, random")
     page = train.shown(rows)
     assert "t3" in page
     assert page.splitlines()[-1].startswith("all")
@@ -49,10 +50,12 @@ def test_accuracy_counts_pairs_that_differ_enough():
     assert train.accuracy(np.array([4.0, 4.0, 3.0, 1.0]), seconds) == 0.0
     assert train.accuracy(np.zeros(4), seconds) == 0.5
     assert train.slowdown(np.arange(4.0)[::-1], seconds) == 1.0
+    assert train.trials(np.array([3.0, 4.0, 2.0, 1.0]), seconds) == 3
+    assert train.trials(np.array([1.0, 2.0, 3.0, 4.0]), seconds) == 1
 
 
 def test_tables_of_other_features_are_refused(tmp_path):
-    bad = {**table("t", "f", 0), "features": [[1.0]] * 120}
+    bad = {**table("t", "f", 0), "features": [[1.0]] * 400}
     text = json.dumps({"tasks": [bad]}).encode()
     (tmp_path / "avx512f.json.gz").write_bytes(gzip.compress(text))
     with pytest.raises(InputError, match="other features"):
