@@ -19,7 +19,7 @@ from whet.fuse.partition import Group, Partition, partition
 from whet.fuse.seed import trait
 from whet.fuse.space import Rates
 from whet.ir.graph import Graph, Node, topological
-from whet.ir.types import divide
+from whet.ir.types import DType, divide
 from whet.rewrite.certificate import Step, step_of
 from whet.rewrite.conjecture import Conjecture
 from whet.rewrite.match import Match, applied
@@ -84,7 +84,8 @@ class Recast:
 
 
 def weights(graph: Graph, prover: Prover) -> list[Node]:
-    """Weights of the operators that `recast` can compute another way, each read by no other."""
+    """Weights of the operators that `recast` can compute another way, each read by no other; in
+    half precision, where differences lose too much, there are none."""
     readers: dict[Node, int] = {}
     for n in graph.nodes:
         for a in n.operands:
@@ -93,7 +94,10 @@ def weights(graph: Graph, prover: Prover) -> list[Node]:
     return [
         w
         for w in dict.fromkeys(found)
-        if w is not None and w.shape[2:] == (KERNEL, KERNEL) and readers[w] == 1
+        if w is not None
+        and w.shape[2:] == (KERNEL, KERNEL)
+        and readers[w] == 1
+        and w.dtype not in (DType.f16, DType.bf16)
     ]
 
 

@@ -123,3 +123,10 @@ def test_nothing_to_do_is_nothing_tried(prover: Prover) -> None:
     t = tuner(Store.memory())
     assert faster(Rewritten(graph), seed(graph, body_nodes(graph)), t, prover) is None
     assert t.measured == 0
+
+
+def test_half_precision_is_left_alone(prover: Prover) -> None:
+    model = nn.Conv2d(4, 8, 3, padding=1).bfloat16()
+    with torch.no_grad():
+        graph = capture(model, (torch.randn(1, 4, 8, 8, dtype=torch.bfloat16),)).graph
+    assert weights(graph, prover) == []
