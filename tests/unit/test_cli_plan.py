@@ -12,7 +12,9 @@ import pytest
 
 from tests.plans import PLANS, planned
 from whet import cli
-from whet.capture.training import captured
+from whet.capture.onnx.file import write_model
+from whet.capture.onnx.writer import write_graph
+from whet.capture.training import captured, training
 from whet.parallel import planfile
 from whet.parallel.search import Found
 
@@ -199,3 +201,20 @@ def test_a_plan_of_inference_becomes_files(tmp_path, capsys):
 def test_a_plan_of_training_does_not(plan, tmp_path, capsys):
     assert cli.main(["plan", "export", str(plan), str(tmp_path), "--unproven"]) == 1
     assert "ONNX files hold a forward pass" in capsys.readouterr().err
+
+
+def test_an_onnx_file_is_planned_proven_and_becomes_two(tmp_path, capsys):
+    step = training("models:bert_large:small", 8, "float32", inference=True)
+    whole = tmp_path / "whole.onnx"
+    write_model(write_graph(step.joint.graph, step.wholes()), whole)
+    file = tmp_path / "plan.yaml"
+    words = ["--batch", "8", "--machine", "host", "--inference", "--pin", "stages=2"]
+    command = ["parallelize", str(whole), *words, "--budget", "1s", "--plan", str(file)]
+    assert cli.main(command) == 0
+    assert planfile.load(file.read_text())["proof"]["equal"] is True
+    answer = tmp_path / "answer.json"
+    command = ["plan", "export", str(file), str(tmp_path / "files"), "--json", str(answer)]
+    assert cli.main(command) == 0
+    found = json.loads(answer.read_text())
+    assert found["files"] == ["stage0.onnx", "stage1.onnx"]
+    assert found["error"] < 1e-5

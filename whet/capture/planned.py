@@ -21,6 +21,7 @@ from whet.capture.training import Training, training
 from whet.errors import WhetError
 from whet.ir.graph import Node
 from whet.ir.interp import NATIVE, evaluate_nodes
+from whet.ir.types import DType
 from whet.machine import topology
 from whet.parallel import executable, planfile
 from whet.parallel.choice import Choice
@@ -154,6 +155,15 @@ def refuse(
     step = training(name, count, "float64", inference=not plan.training.model.training)
     small = twin(plan, step, most=most)
     wide = dict(step.wholes())
+    narrow = [
+        n for n in step.joint.graph.nodes
+        if not n.is_leaf and n.dtype.is_float and n.dtype is not DType.f64
+    ]  # fmt: skip
+    if narrow and name.endswith((".onnx", ".pt2")):
+        raise Unproven(
+            "the file computes in its own types, whatever it is given", expected="float64",
+            got=narrow[0].type, where=narrow[0],
+        )  # fmt: skip
     proof = prove(
         small.program, small.orders, step.joint.graph, step.joint.gradients, wide,
         step.feeds(step.inputs, step.targets), make=(make or Options()).make(), seeds=seeds,
