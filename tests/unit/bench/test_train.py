@@ -84,3 +84,17 @@ def test_tasks_are_of_many_families_and_read_back():
 def test_a_machine_of_the_narrower_set():
     assert recorder.machine_of("avx2").vector_bits == 256
     assert "avx512f" not in recorder.machine_of("avx2").isa
+
+
+def test_a_picture_has_a_line_and_a_band_for_each_curve(recorded):
+    from bench.tuning import picture
+
+    t = recorded[0]
+    best = int(np.argmin(t.seconds))
+    first = picture.so_far(t.seconds, np.array([best, *range(20)]))
+    assert (first == 1.0).all()
+    last = picture.so_far(t.seconds, np.argsort(-t.seconds))
+    assert last[0] == 30.0  # it did not run
+    text = picture.drawn({"a": picture.over([first]), "b": picture.over([last, last])}, "t")
+    assert text.count("<polygon") == 2
+    assert 'stroke-width="2"' in text
