@@ -140,10 +140,10 @@ def _given(name: str, batch: int, dtype: torch.dtype) -> Given:
         return entry.module.train(), _repeated(entry.inputs, batch), (), squares, have
     if name.endswith((".onnx", ".pt2")):
         found = source.load(name)
-        inputs = _positional(found)
+        given = _positional(found)
         if dtype is torch.float64:  # what a proof asks for; otherwise a file says its own types
-            return found.module.double(), tuple(map(_as(dtype), inputs)), (), squares, None
-        return found.module, inputs, (), squares, None
+            return found.module.double(), tuple(map(_as(dtype), given)), (), squares, None
+        return found.module, given, (), squares, None
     asked: list[bool] = []
 
     def call(make: Callable[..., object]) -> object:
