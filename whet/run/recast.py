@@ -11,7 +11,7 @@ program that comes of it competes with the others as a whole, and has to be as e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from whet.backend.lowered import body_nodes
@@ -179,30 +179,31 @@ def faster(
     if not every:
         return None
     tried = recast(start.graph, every, prover)
-    seconds = _seconds(regrouped(grouped, tried), tuner)
-    direct = _seconds(grouped, tuner)
-    chosen = [
-        s.weight
-        for s in tried.sites
-        if sum(seconds[n] for n in _ends(s, seconds)) < CLEAR * direct[_reader(grouped, s.weight)]
-    ]
+    blocks = regrouped(grouped, tried)
+    ends = {s.weight: _ends(s, blocks) for s in tried.sites}
+    readers = {w: _reader(grouped, w) for w in ends}
+    seconds = _seconds(blocks, tuner, [n for w in ends for n in ends[w]])
+    direct = _seconds(grouped, tuner, readers.values())
+    chosen = [w for w in ends if sum(seconds[n] for n in ends[w]) < CLEAR * direct[readers[w]]]
     if not chosen:
         return None
     best = recast(start.graph, chosen, prover)
     return _told(start, best), regrouped(grouped, best)
 
 
-def _seconds(p: Partition, tuner: Tuner) -> dict[Node, float]:
-    """What the group takes that owns a node."""
-    price = Priced(tuner, Rates(), p.body)
-    costs = [s.cost.seconds for s in price(p.clusters)]
-    return {n: t for g, t in zip(p.groups, costs, strict=True) for n in g.nodes}
+def _seconds(p: Partition, tuner: Tuner, nodes: Iterable[Node]) -> dict[Node, float]:
+    """What the groups take that own these nodes."""
+    owners = {n: p.owner[n] for n in nodes}
+    groups = sorted(set(owners.values()))
+    found = Priced(tuner, Rates(), p.body)([p.clusters[k] for k in groups])
+    costs = {k: s.cost.seconds for k, s in zip(groups, found, strict=True)}
+    return {n: costs[k] for n, k in owners.items()}
 
 
-def _ends(site: Site, seconds: Mapping[Node, float]) -> list[Node]:
+def _ends(site: Site, p: Partition) -> list[Node]:
     """A node of each group of a site."""
     sides = (site.before, site.product, site.after)
-    return [next(n for n in reversed(nodes) if n in seconds) for nodes in sides]
+    return [next(n for n in reversed(nodes) if n in p.owner) for nodes in sides]
 
 
 def _reader(p: Partition, weight: Node) -> Node:
