@@ -31,6 +31,7 @@ def text(result: Mapping[str, Any]) -> str:
         section("median ms", rows, times(systems)),
         section("whet is as many times as fast as", rows, ratios(systems), mean=True),
         section("what each cause is worth", rows, causes(systems), mean=True),
+        section("what holds whet", rows, held(systems)),
         section("relative error against float64", rows, column_each(systems, "error", "{:.1e}")),
         section("seconds to prepare", rows, preparing(systems)),
         reasons(result["records"]),
@@ -87,6 +88,20 @@ def causes(systems: Sequence[str]) -> list[Column]:
     """How much slower whet is with one cause of its gain switched off."""
     without = [s for s in OURS if s in systems and s != "whet"]
     return [Column(s.removeprefix("whet-no-"), partial(over_whet, system=s)) for s in without]
+
+
+def held(systems: Sequence[str]) -> list[Column]:
+    """How far whet is from the floor, the shares of its calls' time that each limit holds, and the
+    memory that it works in over the least that any plan could do with."""
+    if "whet" not in systems:
+        return []
+    shares = ("FLOPs", "bandwidth", "call overhead")
+    return [
+        Column("whet/floor", from_floor),
+        *(Column(what, partial(share, what=what), "{:.0%}") for what in shares),
+        Column("memory MB", partial(profiled, key="peak", scale=1e-6), "{:.1f}"),
+        Column("memory/least", memory),
+    ]
 
 
 def preparing(systems: Sequence[str]) -> list[Column]:
@@ -157,6 +172,29 @@ def over_floor(row: Row) -> float | None:
     """How far the quickest system is from the floor."""
     floor = floor_ms(row)
     return ratio(quickest(row, row), floor / 1e3 if floor else None)
+
+
+def from_floor(row: Row) -> float | None:
+    """How many times its floor whet takes."""
+    floor = floor_ms(row)
+    return ratio(value(row, "whet", "median_s"), floor / 1e3 if floor else None)
+
+
+def profiled(row: Row, key: str, scale: float = 1) -> float | None:
+    """A number of the profile of whet's program."""
+    found = row.get("whet", {}).get("profile", {}).get(key)
+    return None if found is None else float(found) * scale
+
+
+def share(row: Row, what: str) -> float | None:
+    """What of the time of whet's calls one limit holds."""
+    shares = row.get("whet", {}).get("profile", {}).get("shares")
+    return None if shares is None else float(shares.get(what, 0.0))
+
+
+def memory(row: Row) -> float | None:
+    """Working memory over the least that any plan could do with."""
+    return ratio(profiled(row, "peak"), profiled(row, "bound"))
 
 
 def floor_ms(row: Row) -> float | None:

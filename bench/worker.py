@@ -30,6 +30,7 @@ from whet.run.spread import settled
 
 Record = dict[str, Any]
 
+PROFILE_S = 1.0  # of running a program call by call
 WARM_S = (
     10e-3  # of untimed calls before each sample: each system as it is when it is called steadily
 )
@@ -100,6 +101,8 @@ def run(
             other: {"ratio": c.ratio, "confidence": c.confidence}
             for other, c in ((o, faster(timings[name], timings[o])) for o in timings if o != name)
         }
+    for name in timings:
+        records[name] |= profiled(calls[name], case.inputs, job)
     facts = {"flops": flops, "bytes": touched, "kind": model.kind, "summary": model.summary}
     return {"model": facts, "records": [records[name] for name in job.systems]}
 
@@ -171,6 +174,22 @@ def report(call: Call) -> Record:
         return {"report": json.loads(json.dumps(plain))}
     except TypeError:
         return {"report": str(plain)}
+
+
+def profiled(call: Call, inputs: Sequence[Any], job: Job) -> Record:
+    """What holds the time of whet's program, call by call, and the memory that it needs."""
+    from whet.run import profile
+    from whet.run.module import Optimized
+
+    module = getattr(call, "func", None)
+    if not isinstance(module, Optimized):
+        return {}
+    try:
+        found = profile.of(module, inputs, {}, Machine.from_json(job.machine), budget_s=PROFILE_S)
+    except WhetError:
+        return {}  # another engine than the native one
+    row = {k: v for k, v in found.to_json().items() if k != "calls"}
+    return {"profile": row | {"shares": found.shares}}
 
 
 def one_line(reason: BaseException) -> str:

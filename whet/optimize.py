@@ -264,7 +264,8 @@ class _Walk:
                     for name, variant in self._affordable(variants):
                         name = f"native-{name}" if name else "native"
                         candidates += self._natives(name, variant, captured)
-            if self._left() < 0.5 * self.budget_s and len(candidates) > 2 and self.tuned_whole:
+            enough = self._left() < 0.5 * self.budget_s and len(candidates) > 2
+            if enough and (self.tuned_whole or self._outdone(candidates, captured)):
                 variants = []  # there are programs already, and most of those are better
             if "libraries" not in self.disable and variants:
                 with self._phase("kernels"):
@@ -273,8 +274,7 @@ class _Walk:
                     last, source = variants[-1]
                     if last and self._left() > 0.5 * self.budget_s:
                         candidates.append(self._steps(last, source, captured, self.chooser))
-                        new, old = candidates[-2:]
-                        if self._is_slower(new, old, captured):
+                        if self._is_slower(candidates[-2], candidates[-1], captured):
                             variants.insert(0, variants.pop())
             if "regions" not in self.disable and variants:
                 with self._phase("compile"):
@@ -331,10 +331,16 @@ class _Walk:
         return captured.signature.unflatten(program(captured.signature.inputs(leaves)), leaves)
 
     def _is_slower(self, new: _Candidate, old: _Candidate, captured: Captured) -> bool:
-        """Whether a program is surely slower than another, both as library calls in turns."""
+        """Whether a program is surely slower than another, in turns."""
         inputs = self._inputs(captured)
         pair = [lambda p=c.program: p and p(inputs) for c in (new, old)]
         return outrun(*pair, seconds=MEASURE_S / 6)
+
+    def _outdone(self, candidates: Sequence[_Candidate], captured: Captured) -> bool:
+        """Whether kernels of our own surely beat library calls in the same kind of program."""
+        named = {c.name: c for c in candidates}
+        ours, theirs = named.get("recast", named.get("generated")), named.get("native")
+        return ours is not None and theirs is not None and self._is_slower(theirs, ours, captured)
 
     def _left(self) -> float:
         """Seconds of the budget that are left."""

@@ -29,7 +29,8 @@ USUAL_S = 60.0  # a walk's budget that these are for; of a shorter one they take
 COMPILE_S = 1.5  # seconds of that which are no shorter in a short walk
 SHORTEST_S = 12.0  # budgets below have no groups tuned: there is no time to compile any
 LEAST_S = 2.0  # of a search for a partition
-RECAST_S = 25.0  # seconds, beyond a walk's budget, for computing operators another way
+RECAST_S = 33.0  # seconds, beyond a walk's budget, for computing operators another way
+TRIED = 0.65  # share of these in which it is decided what is computed so
 RECAST_LEAST_S = 12.0  # of these; what a shorter budget allows is not enough for the proofs
 
 
@@ -121,9 +122,12 @@ class Grouping:
         self.progress("computing operators another way")
         began, tuner = time.monotonic(), self.tuner
         left, last = tuner.budget.seconds_left, (tuner.last or tuner.budget).seconds_left
-        tuner.budget, tuner.last = Budget(seconds=0.8 * seconds), Budget(seconds=seconds)
+        whole = Budget(seconds=seconds)
+        # Groups of the program may lie otherwise than those that were tried: they take time too.
+        tuner.budget = tuner.last = whole.part(seconds=TRIED * seconds)
         try:
             found = faster(start, groups, tuner, prover)
+            tuner.budget = tuner.last = whole
             if found is not None:
                 decide(found[0].graph, found[1], tuner)
         finally:

@@ -93,12 +93,18 @@ class Profile:
         return max(0.0, self.seconds - sum(c.seconds for c in self.calls))
 
     @property
-    def held(self) -> str:
-        """What holds most of the time."""
+    def shares(self) -> dict[str, float]:
+        """Share of the calls' time that each thing holds, the largest first."""
         by: dict[str, float] = {}
         for c in self.calls:
             by[c.held] = by.get(c.held, 0.0) + c.seconds
-        return max(by, key=lambda k: by[k], default="call overhead")
+        whole = sum(by.values()) or 1.0
+        return {k: by[k] / whole for k in sorted(by, key=lambda k: -by[k])}
+
+    @property
+    def held(self) -> str:
+        """What holds most of the time."""
+        return next(iter(self.shares), "call overhead")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -55,6 +55,13 @@ def rows(page, title):
     }
 
 
+def test_what_holds_it_stands_beside_the_floor():
+    told = {"peak": 3_000_000, "bound": 2_000_000, "shares": {"FLOPs": 0.75, "bandwidth": 0.25}}
+    found = rows(table.text(result([record("a", "whet", 2.0, profile=told)])), "what holds whet")
+    assert list(found["a"].values()) == ["2.00", "75%", "25%", "0%", "3.0", "1.50"]
+    assert list(rows(table.text(result(RECORDS)), "what holds whet")["a"].values())[1] == "-"
+
+
 def test_times_and_the_floor():
     found = rows(table.text(result(RECORDS)), "median ms")
     assert found["a"]["eager"] == "8.00"
