@@ -2,12 +2,14 @@
 
 graph → groups that records suggest, decided together            "generated"
       → operators computed another way, where that is faster     "recast", by proven rules
+        (groups that had a first draft only are decided again in what is left of the time for that)
       → the same, their schedules searched for                   "tuned", if asked for
       → groups that a search finds which listens to kernels      "fused", where time is left
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,9 +31,9 @@ USUAL_S = 60.0  # a walk's budget that these are for; of a shorter one they take
 COMPILE_S = 1.5  # seconds of that which are no shorter in a short walk
 SHORTEST_S = 12.0  # budgets below have no groups tuned: there is no time to compile any
 LEAST_S = 2.0  # of a search for a partition
-RECAST_S = 33.0  # seconds, beyond a walk's budget, for computing operators another way
+OWN_S = 33.0  # seconds beyond a walk's budget: operators computed another way, groups in haste
 TRIED = 0.65  # share of these in which it is decided what is computed so
-RECAST_LEAST_S = 12.0  # of these; what a shorter budget allows is not enough for the proofs
+RECAST_LEAST_S = 12.0  # of them; what a shorter budget allows is not enough for the proofs
 
 
 def reserves(budget_s: float) -> tuple[float, float]:
@@ -51,7 +53,7 @@ class Grouping:
         reserve_s: of these are not for the search of a partition.
         tune_s: seconds to spend on searching schedules, beyond that budget.
         progress: called with a line now and then.
-        beyond_s: seconds spent so, and on computing operators another way.
+        beyond_s: seconds spent so, and on all that `OWN_S` is for.
     """
 
     tuner: Tuner
@@ -83,12 +85,13 @@ class Grouping:
                 becoming one.
             prover: of the rules that compute operators another way; without one none is.
         """
-        groups = self.first(start.graph)
-        yield "generated", start, groups
-        other = self._recast(start, groups, prover) if prover is not None else None
+        groups, own = self.first(start.graph), self.reserve_s / RESERVE_S * OWN_S
+        other = self._recast(start, groups, prover, own) if prover is not None else None
         if other is not None:
+            yield "generated", start, groups
             start, groups = other
-            yield "recast", start, groups
+        self._settled(start.graph, groups, own)
+        yield "generated" if other is None else "recast", start, groups
         for name, less in others[:1]:
             if self.tuner.budget.stop() is None:  # else its groups would be left to the library
                 yield f"generated-{name}", less, self.first(less.graph)
@@ -113,27 +116,43 @@ class Grouping:
         return found
 
     def _recast(
-        self, start: Rewritten, groups: Partition, prover: Prover
+        self, start: Rewritten, groups: Partition, prover: Prover, seconds: float
     ) -> tuple[Rewritten, Partition] | None:
         """`recast.faster`, in seconds of its own: what else the budget is for is not cut short."""
-        seconds = self.reserve_s / RESERVE_S * RECAST_S
         if seconds < RECAST_LEAST_S:
             return None
         self.progress("computing operators another way")
+        with self._beyond(seconds) as whole:
+            # Groups of the program may lie otherwise than those that were tried: they take time
+            # too.
+            self.tuner.budget = self.tuner.last = whole.part(seconds=TRIED * seconds)
+            found = faster(start, groups, self.tuner, prover)
+            self.tuner.budget = self.tuner.last = whole
+            if found is not None:
+                decide(found[0].graph, found[1], self.tuner)
+        return found
+
+    def _settled(self, graph: Graph, groups: Partition, seconds: float) -> None:
+        """Decide what had too little time, in what is left of the seconds beyond the budget."""
+        if seconds <= self.beyond_s:
+            return
+        with self._beyond(seconds - self.beyond_s) as whole:
+            decide(graph, groups, self.tuner)
+            if self.tuner.hasty:
+                self.progress("deciding groups again that had too little time")
+                self.tuner.settle(whole)
+
+    @contextlib.contextmanager
+    def _beyond(self, seconds: float) -> Iterator[Budget]:
+        """The tuner has seconds that are not the walk's."""
         began, tuner = time.monotonic(), self.tuner
         left, last = tuner.budget.seconds_left, (tuner.last or tuner.budget).seconds_left
-        whole = Budget(seconds=seconds)
-        # Groups of the program may lie otherwise than those that were tried: they take time too.
-        tuner.budget = tuner.last = whole.part(seconds=TRIED * seconds)
+        tuner.budget = tuner.last = whole = Budget(seconds=seconds)
         try:
-            found = faster(start, groups, tuner, prover)
-            tuner.budget = tuner.last = whole
-            if found is not None:
-                decide(found[0].graph, found[1], tuner)
+            yield whole
         finally:
             tuner.budget, tuner.last = Budget(seconds=left), Budget(seconds=last)
             self.beyond_s += time.monotonic() - began
-        return found
 
     def _improved(self) -> bool:
         """Searches schedules; whether that helped."""

@@ -90,6 +90,7 @@ class Tuner:
         last: when that has run out too, it is left to the library; `budget` unless given.
         measured, hits: clusters decided here, and taken from the store.
         undecided: how often a group was left to the library because the budget had run out.
+        hasty: places that had a first draft for lack of time, and how often a program has each.
         groups: what was asked for, by place.
         asked: how often a program has had a piece made, by place.
         failures: reason to count, of drafts that did not run.
@@ -110,6 +111,7 @@ class Tuner:
     failures: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     decided: dict[str, Decision] = field(default_factory=dict)
+    hasty: Counter[str] = field(default_factory=Counter)
     groups: dict[str, Asked] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     written: dict[tuple[str, str], Piece] = field(default_factory=dict)
@@ -184,7 +186,25 @@ class Tuner:
             start = within.clock()
             self._measure({p: groups[p] for p in now}, most)
             pace[most] = (within.clock() - start) / len(now)
+            if most is not None:
+                self.hasty.update({p: often[p] for p in now})
             left = later
+
+    def settle(self, budget: Budget) -> bool:
+        """Decide those groups again that had a first draft only, what takes most first, while a
+        budget lasts; whether that changed any."""
+        takes = {p: n * self.decided[p].seconds for p, n in self.hasty.items()}
+        left, changed = sorted(takes, key=lambda p: -takes[p]), False
+        while left and budget.stop() is None:
+            now, left = left[:TOGETHER], left[TOGETHER:]
+            before = [self.decided[p].schedule for p in now]
+            self._measure({p: self.groups[p] for p in now})
+            changed |= before != [self.decided[p].schedule for p in now]
+            self.failures[FIRST] -= len(now)
+            for p in now:
+                del self.hasty[p]
+        self.failures += Counter()  # what has become none is not told
+        return changed
 
     def _known(self, place: str) -> bool:
         """Whether a group is on file, from where it is taken."""

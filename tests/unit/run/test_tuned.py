@@ -255,7 +255,31 @@ def test_the_heavy_have_several_drafts_and_the_light_the_first() -> None:
         made.append((most, len(groups)))
         now[0] += 2 * tuned.QUICK_S * len(groups)
         t.decided |= dict.fromkeys(groups, Decision(LIBRARY, 1.0, {}))
+        t.groups |= groups  # type: ignore[arg-type]
 
     t._measure = measure  # type: ignore[method-assign, assignment]
     decide(graph, seed(graph, body_nodes(graph)), t)
     assert made == [(None, 6), (1, 2)]
+    assert len(t.hasty) == 2
+    t.settle(Budget())
+    assert made[2:] == [(None, 2)]
+    assert not t.hasty
+
+
+@torch.no_grad()
+def test_groups_decided_in_haste_are_decided_again_while_there_is_time() -> None:
+    model, x, store = Pooled(), torch.randn(1, 3, 19, 19), Store.memory()
+    graph = graph_of(model, x)
+    partition, every = seed(graph, body_nodes(graph)), tuner(Store.memory())
+    decide(graph, partition, every)
+    short = Budget(seconds=1.5 * tuned.QUICK_S * every.measured, clock=lambda: 0.0)
+    t = tuner(store, budget=Budget(seconds=0), last=short)
+    decide(graph, partition, t)
+    hasty = len(t.hasty)
+    assert hasty == t.failures[tuned.FIRST] >= 3
+    t.settle(Budget(seconds=0))
+    assert len(t.hasty) == hasty
+    t.settle(Budget(seconds=600))
+    assert not t.hasty
+    assert tuned.FIRST not in t.failures
+    assert t.measured == 2 * hasty
