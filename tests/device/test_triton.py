@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from tests.unit.backend.tiles import KINDS, device_error
+from whet.backend.tiled import tiled
 from whet.capture.torch import capture
 from whet.errors import InputError
 from whet.ir.types import DType
+from whet.run.abreast import grouped
 from whet.run.cuda import Cuda, graphs
-from whet.run.device import Tuned, lowered_for
+from whet.run.device import Tuned
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.store import Store
@@ -35,7 +37,7 @@ def test_program() -> None:
     with torch.no_grad():
         captured = capture(model, (x,), {})
         tuned = Tuned(cuda.gpu, Store.open(), cuda)
-        lowered = lowered_for(captured.graph, tuned, device)
+        lowered = tiled(captured.graph, grouped(captured.graph, tuned), tuned, device)
         parameters = Parameters({}, model, [n.name for n in captured.graph.parameters])
         program = Program(lowered, parameters, graphs(lowered, cuda), "cuda")
         for _ in range(3):

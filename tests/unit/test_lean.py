@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 WITHOUT = """
 import sys
 
-ABSENT = {"yaml", "z3", "highspy", "lightgbm", "onnx", "onnxscript", "onnxruntime", "openvino"}
+ABSENT = {"yaml", "z3", "highspy", "lightgbm", "onnx", "onnxscript", "onnxruntime", "openvino",
+          "transformers", "pytest", "hypothesis", "scipy"}
 
 
 class Without:
@@ -74,12 +75,26 @@ assert not ABSENT & set(sys.modules)
     assert "pip install pyyaml" in said
 
 
-def test_the_bench_for_devices_begins(tmp_path: Path) -> None:
-    asked = "from contextlib import suppress\nwith suppress(SystemExit):\n    {}"
-    helped = asked.format("import bench.gpu; bench.gpu.main(['--help'])")
-    assert "--part" in lean(helped, tmp_path)
-    said = lean("import bench.gpu\nprint(bench.gpu.main(['--part', 'check']))", tmp_path)
-    assert "torch finds no NVIDIA GPU" in said
+def test_the_bench_for_devices_needs_nothing_else(tmp_path: Path) -> None:
+    run = f"""
+import runpy
+sys.argv = ["bench/gpu.py", *ARGUMENTS]
+try:
+    runpy.run_path({str(ROOT / "bench" / "gpu.py")!r}, run_name="__main__")
+except SystemExit as end:
+    print("ended", end.code)
+assert not ABSENT & set(sys.modules), ABSENT & set(sys.modules)
+"""
+    assert "torch finds no NVIDIA GPU" in lean("ARGUMENTS = []\n" + run, tmp_path)
+    asked = [
+        "--pretend", "--small", "--batches", "1", "--kinds", "float32", "--budget", "4",
+        "--results", str(tmp_path),
+    ]  # fmt: skip
+    for part, model in (("check", "pointwise"), ("ablation", "nasrnn_shared")):
+        more = [*asked, "--part", part, "--models", model]
+        said = lean(f"ARGUMENTS = {more}\n" + run, tmp_path, TRITON_INTERPRET="1")
+        assert "nothing is left" in said
+        assert "ended 0" in said
 
 
 def test_rewrites_found_with_solvers_are_taken_where_there_are_none(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     Kernel → Module = text, (Program, …)            one launch each parallel loop of the body
     Program         = name, grid, buffers           buffers: the pointers that it takes, in order
 
-What a loop is decides how it is said: `parallel` is the program's number, `serial` a for, `unroll`
+What a loop is decides how it is said: `parallel` is the program's number (or a for over tiles, as
+many at a time as there are persistent programs), `serial` a for, `unroll`
 a static range; nested blocks around one statement are one expression over a tile. Extents of tiles
 are padded to powers of two and masked. Scratch that one program uses is a tile in registers;
 what several use is the caller's memory, since they wait for one another only at launches.
@@ -16,14 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from whet.backend.triton_tile import Tile, padded
+from whet.backend.triton_tile import Tile
 from whet.backend.triton_words import HELPERS, TYPES, prelude
 from whet.errors import UnsupportedError
 from whet.ir.expr import Expr
 from whet.kernel.block import Launch
 from whet.kernel.legal import writes
-from whet.kernel.limits import launches
+from whet.kernel.limits import Grid, grid_of, launches
 from whet.kernel.loops import Buffer, Extent, If, Kernel, Loop, Stmt, Store, Update, touched
+from whet.kernel.pad import widths
 
 HEAD = """\
 import triton
@@ -77,7 +79,7 @@ def module(name: str, k: Kernel, launch: Launch) -> Module:
         UnsupportedError: a function or type has no word; a buffer that lives in a loop cannot be a
             tile, for it is read at other places than it was written; a loop that tiles do not know.
     """
-    groups = launches(k.body)
+    groups = launches(k.body, launch.beside)
     used = [touched(g) for g in groups]
     local = {b.name for b in k.scratch if sum(b.name in u for u in used) == 1}
     texts, programs = [], []
@@ -101,7 +103,7 @@ class _Writer:
     """One program's text."""
 
     def __init__(self, k: Kernel, local: set[str], launch: Launch) -> None:
-        self.k, self.local, self.launch = k, local, launch
+        self.k, self.local, self.launch, self.widths = k, local, launch, widths(k)
         self.lines: list[str] = []
         self.indent = "    "
         self.known: list[dict[str, str]] = [{}]  # loads made, by text, innermost scope last
@@ -138,25 +140,36 @@ class _Writer:
     def top(self, body: tuple[Stmt, ...]) -> int:
         """One launch; gives how many programs run it."""
         self.written = writes(body)
-        s, axes = body[0], []
-        while isinstance(s, Loop) and s.kind == "parallel":
-            if not isinstance(s.extent, int):
-                raise UnsupportedError("a grid is of numbers", got=s.extent)
-            axes.append(s)
-            inner, s = s.body, s.body[0]
-            if len(inner) > 1:
-                break
-        if not axes:
+        grids = [grid_of(s) for s in body]
+        tiles = sum(g.programs for g in grids)
+        if not any(g.axes for g in grids):
             self.body(body, {})
             return 1
+        here = self.launch.persistent if 0 < self.launch.persistent < tiles else 0
+        if here:
+            self._opened(f"for tile in range(tl.program_id(0), {tiles}, {here}):")
+        number, first = "tile" if here else "tl.program_id(0)", 0
+        for g in grids:
+            if len(grids) > 1:
+                bounds = f"({number} >= {first}) & ({number} < {first + g.programs})"
+                self._opened(f"if {bounds}:")
+            self._tiles(g, f"({number} - {first})" if first else number)
+            first += g.programs
+            if len(grids) > 1:
+                self._closed()
+        if here:
+            self._closed()
+        return here or tiles
+
+    def _tiles(self, g: Grid, number: str) -> None:
+        """One nest; which of its tiles is told from a number."""
         step = 1
-        for n, axis in enumerate(reversed(axes)):
-            text = "tl.program_id(0)" + (f" // {step}" if step > 1 else "")
-            last = n == len(axes) - 1
+        for n, axis in enumerate(reversed(g.axes)):
+            text = number + (f" // {step}" if step > 1 else "")
+            last = n == len(g.axes) - 1
             self.emit(f"{axis.var} = {text}" + ("" if last else f" % {axis.extent}"))
             step *= int(str(axis.extent))
-        self.body(axes[-1].body, {a.var: a.extent for a in axes})
-        return step
+        self.body(g.body, {a.var: a.extent for a in g.axes})
 
     def body(self, body: Iterable[Stmt], domain: Mapping[str, Extent]) -> None:
         for s in body:
@@ -176,10 +189,16 @@ class _Writer:
                     raise UnsupportedError("a loop that tiles do not know", got=s)
 
     def _nested(self, head: str, body: Iterable[Stmt], domain: Mapping[str, Extent]) -> None:
+        self._opened(head)
+        self.body(body, domain)
+        self._closed()
+
+    def _opened(self, head: str) -> None:
         self.emit(head)
         self.indent += "    "
         self.known.append({})
-        self.body(body, domain)
+
+    def _closed(self) -> None:
         self.known.pop()
         self.indent = self.indent[:-4]
 
@@ -218,4 +237,4 @@ def _short(word: str) -> str:
     return kind
 
 
-__all__ = ["Module", "Program", "module", "padded", "signature"]
+__all__ = ["Module", "Program", "module", "signature"]

@@ -22,11 +22,11 @@ from whet.ir.functions import FUNCTIONS
 from whet.ir.types import DType
 from whet.kernel.affine import bounds, inside, simplify
 from whet.kernel.block import Launch
-from whet.kernel.loops import Buffer, Extent, Kernel, Leaf, Stmt, Store, Update, bound
+from whet.kernel.loops import Buffer, Extent, Kernel, Leaf, Stmt, Store, Update
 from whet.kernel.lower import NARROW, neutral
+from whet.kernel.pad import LEAST, Widths
 from whet.kernel.tidy import conjuncts
 
-DOT = 16  # the least extent of a tensor core's tile along each axis
 FOLDS = {"sum": "tl.sum({0}, axis={1})", "max": "tl.reduce({0}, {1}, w_max)",
          "min": "tl.reduce({0}, {1}, w_min)", "prod": "tl.reduce({0}, {1}, w_product)"}  # fmt: skip
 
@@ -37,6 +37,7 @@ class Writer(Protocol):
     k: Kernel
     local: set[str]
     launch: Launch
+    widths: Widths
     written: set[str]
     defined: set[str]
 
@@ -62,20 +63,12 @@ class Value:
     literal: bool = False
 
 
-def padded(extent: Extent, domain: Mapping[str, Extent]) -> int:
-    """What a block takes of registers: the power of two that holds its largest extent."""
-    most = bounds(bound(extent), domain)[1]
-    if math.isinf(most):
-        raise UnsupportedError("a block without a largest extent", got=extent)
-    return 1 << max(0, int(most) - 1).bit_length()
-
-
 class Tile:
     """One statement; `axes` are the blocks around it, and `domain` has every loop's extent."""
 
     def __init__(self, out: Writer, domain: Mapping[str, Extent], axes: Sequence[str]) -> None:
         self.out, self.domain, self.k = out, dict(domain), out.k
-        self.sizes = {v: padded(self.domain[v], self.domain) for v in axes}
+        self.sizes = {v: out.widths.blocks[v] for v in axes}
         self.dims: tuple[str, ...] = tuple(axes)
 
     # -- statements --------------------------------------------------------------------------------
@@ -134,7 +127,7 @@ class Tile:
         """The update as a product of tiles, where it is one."""
         if len(own) != 2 or b.dtype is not DType.f32:
             return False
-        if min(self.sizes[v] for v in (*own, along)) < DOT:
+        if min(self.sizes[v] for v in (*own, along)) < LEAST:
             return False
         parts = self._factors(s.value)
         if parts is None:
@@ -360,13 +353,13 @@ class Tile:
     def _places(self, b: Buffer, index: Sequence[Expr]) -> tuple[str, ...]:
         """The axes that run through a tile in registers, in the order of its dims."""
         found = []
-        for i, n in zip(index, b.sizes, strict=True):
+        for dim, (i, n) in enumerate(zip(index, b.sizes, strict=True)):
             if n == 1 and i == ex.ZERO:
                 continue
             if not isinstance(i, Index) or i.name not in self.sizes:
                 raise UnsupportedError("a tile is reached along its axes only", got=ex.show(i),
                                        where=f"{b.name}{list(b.sizes)}")  # fmt: skip
-            if self.sizes[i.name] != padded(n, {}):
+            if self.sizes[i.name] != self.out.widths.dim(b.name, dim, n):
                 raise UnsupportedError("a tile is reached as a whole", expected=n,
                                        got=self.sizes[i.name], where=b.name)  # fmt: skip
             found.append(i.name)

@@ -3,8 +3,18 @@
 A loop of kind "block" is an axis of a tile: all its iterations at once, in registers that the
 threads of a program share out among themselves. Nests of blocks are tiles of several axes; a sum of
 products over one of them is what tensor cores do. `launch` changes no loop: it says how many warps
-run a program, how many copies of what a loop reads are under way, and whether float32 products may
-go through tensor cores.
+run a program, how many copies of what a loop reads are under way, whether float32 products may go
+through tensor cores, how many programs take all tiles in turns, and whether nests that wait for
+nothing of one another are one launch.
+
+What moves mean on such a device, and what else a schedule of it has to say:
+
+    grid       one program an iteration                  blocks of threads
+    block      an axis of a tile, shared out among the threads of a program; along memory, the
+               compiler makes vector loads of what lies together: no move says their width
+    launch     warps of a program, stages under way, precision, persistent programs, side by side
+    unroll     a loop written out
+    vectorize, parallelize    are a processor's, and refused by the printer
 """
 
 from __future__ import annotations
@@ -108,12 +118,19 @@ class Grid(Move):
 class Launch(Move):
     """How programs are run; no loop changes.
 
+    Args:
+        warps: of a program.
+        stages: copies of what a loop reads that are under way.
+        precision: of products of float32: "ieee" or "tf32".
+        persistent: programs that take all tiles in turns; 0 for one a tile.
+        beside: nests that wait for nothing of one another are one launch.
+
     before:
         x: input[f32, 8]
         y: output[f32, 8]
         for i in range(8):
             y[i] = x[i]
-    move: launch(4, 3, ieee)
+    move: launch(4, 3, ieee, 0, False)
     after:
         x: input[f32, 8]
         y: output[f32, 8]
@@ -124,12 +141,16 @@ class Launch(Move):
     warps: int
     stages: int
     precision: str = "ieee"
+    persistent: int = 0
+    beside: bool = False
 
     def do(self, k: Kernel) -> Kernel:
         if self.warps not in WARPS:
             raise refuse("extent", warps=self.warps, most=WARPS[-1])
         if not 1 <= self.stages <= 8:
             raise refuse("extent", stages=self.stages, most=8)
+        if self.persistent < 0:
+            raise refuse("extent", persistent=self.persistent)
         if self.precision not in PRECISIONS:
             raise refuse("kind")
         return k

@@ -38,6 +38,8 @@ from whet.kernel.parts import Parts
 from whet.kernel.place import ComputeAt
 from whet.kernel.shadow import Shadow
 
+FEW = 16  # rows that one program takes: with fewer, what they are multiplied by is in parts
+
 
 def grid(kernel: Kernel, cut: Cut) -> Draft:
     """A kernel scheduled so. Always possible: what cannot be joined is a program of its own."""
@@ -54,7 +56,7 @@ def grid(kernel: Kernel, cut: Cut) -> Draft:
     done: set[str] = set()
     while (root := _next(d, done)) is not None:
         done |= {root, *_Root(d, cut, root, fences).run()}
-    d.do(Launch(cut.warps, cut.stages, cut.precision))
+    d.do(Launch(cut.warps, cut.stages, cut.precision, cut.persistent, cut.beside))
     return d
 
 
@@ -92,9 +94,8 @@ def _scaled(d: Draft, splits: int) -> set[str]:
     """A maximum, and the sums that wait for it, in parts that are programs of their own; where what
     they leave is kept."""
     tops = [s for s, _, _ in leaves(d.kernel.body) if isinstance(s, Update) and s.how == "max"]
-    used = [[{v for i in x.index for v in ex.free(i)} for x in list(ex.loads(s.value))[:2]]
-            for s in products(d.kernel)]  # fmt: skip
-    if len(tops) != 1 or not used or any(not (a <= b or b <= a) for a, b in used):
+    sums = products(d.kernel)
+    if len(tops) != 1 or not sums or any(_rows(d.kernel, s) > FEW for s in sums):
         return set()  # tiles of rows and columns have programs enough
     path = next(p for s, p, _ in leaves(d.kernel.body) if s == tops[0])
     free = {v for i in tops[0].index for v in ex.free(i)}
@@ -112,6 +113,12 @@ def _scaled(d: Draft, splits: int) -> set[str]:
     new = {b.name for b in d.kernel.buffers} - known
     nests = [{x.buffer for x, _, _ in leaves((s,))} for s in d.kernel.body]
     return next(names for names in nests if len(names) > 1 and names <= new)
+
+
+def _rows(k: Kernel, s: Update) -> int:
+    """How many rows a product has for each of its columns' operands: 1 where it has none."""
+    one, two = ({v for i in x.index for v in ex.free(i)} for x in list(ex.loads(s.value))[:2])
+    return min(math.prod(turns(k.loop(v)) for v in own) for own in (one - two, two - one))
 
 
 def _joined(d: Draft) -> None:
@@ -351,6 +358,9 @@ class _Root:
             blocks.append(i)
             made += [o] if o else []
         steps.update(dict.fromkeys(blocks, 1))
+        if len(made) == 2 and cut.group > 1 and turns(d.kernel.loop(made[0])) % cut.group == 0:
+            o, i = d.split(made[0], cut.group)  # a few rows, then the next columns of these
+            made = [o, made[1], i] if o else made
         return self._ordered([*over, *made], [*blocks, *inner])
 
     def _collapsed(self, names: Sequence[str]) -> str | None:

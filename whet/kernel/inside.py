@@ -190,10 +190,14 @@ class Inside:
             folded.sort(key=lambda v: (longest[v] >= 16, -self._near(leaf, v)))
             folded = self._deep(folded, longest)
             longest = {v: most(d.kernel, v) for v in folded}
+        kept = self._shared(leaf) if dot else set()
         order: list[tuple[str, str]] = []
         for n, v in enumerate(reversed(folded)):
             size = power(longest[v])
-            if (dot and n) or limit < 2:
+            if v in kept:
+                order.insert(0, (v, "block"))
+                limit = 1
+            elif (dot and n) or limit < 2:
                 order.insert(0, (v, "serial"))
             elif size > limit and longest[v] > limit:
                 o, i = d.split(v, limit)
@@ -221,6 +225,16 @@ class Inside:
             for v in ex.free(i)
         }  # fmt: skip
         return found & free
+
+    def _shared(self, leaf: Store | Update) -> set[str]:
+        """Variables along which a statement reads tiles that others read too: such a tile is made
+        once, and read as a whole."""
+        others = [x for x, _, _ in leaves(self.d.kernel.body) if x != leaf]
+        read = {x.tensor for s in others for x in ex.loads(s.value)}
+        return {
+            v for x in ex.loads(leaf.value) if self._held(x.tensor) and x.tensor in read
+            for i in x.index for v in ex.free(i)
+        }  # fmt: skip
 
     def _deep(self, folded: list[str], longest: dict[str, int]) -> list[str]:
         """What a product sums over, the axis for tensor cores last; short ones become one."""

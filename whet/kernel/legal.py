@@ -19,8 +19,10 @@ the way, and the numbers that were compared. Kinds:
 
 Two iterations of a loop are apart in an access when their indices differ in some dim whatever the
 inner loops do: the coefficient of the loop's variable is larger than what the rest of the index can
-make up for (the separability test of Wolfe, "High Performance Compilers", on one variable). That is
-sufficient, not necessary: a refusal may be too careful, never too bold.
+make up for (the separability test of Wolfe, "High Performance Compilers", on one variable). What
+changes in whole multiples of all that the loop does (its coefficient times its extent) is a higher
+digit, and makes up for nothing. That is sufficient, not necessary: a refusal may be too careful,
+never too bold.
 """
 
 from __future__ import annotations
@@ -156,11 +158,18 @@ def apart(k: Kernel, a: Access, b: Access, var: str) -> bool:
         rest = fixed.plus(others, -1)
         if c != d or c == 0 or rest.terms:
             continue
-        low, high = limits(inner, left)
-        least, greatest = limits(deeper, right)
+        turns = left[var] if isinstance(left[var], int) and left[var] == right[var] else 0
+        step = abs(c) * int(str(turns))  # whole multiples of it cannot make up for anything
+        low, high = limits(_below(inner, step), left)
+        least, greatest = limits(_below(deeper, step), right)
         if max(abs(high - least + rest.constant), abs(low - greatest + rest.constant)) < abs(c):
             return True
     return False
+
+
+def _below(f: Form, step: int) -> Form:
+    """A form without what is a multiple of a step, if there is one."""
+    return f if not step else Form({a: n for a, n in f.terms.items() if n % step}, f.constant)
 
 
 def _flat(k: Kernel, a: Access, dims: Sequence[int] | None = None) -> Expr:

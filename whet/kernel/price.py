@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.ir import expr as ex
 from whet.ir.types import DType
@@ -24,8 +24,9 @@ from whet.kernel.draft import Draft, weight
 from whet.kernel.following import most
 from whet.kernel.grid import grid
 from whet.kernel.legal import Illegal
-from whet.kernel.limits import demands, fits, launches, resident, tiles
+from whet.kernel.limits import demands, fits, grid_of, launches, resident, tiles
 from whet.kernel.loops import Kernel, Leaf, Loop, Stmt, Update, leaves, touched
+from whet.kernel.pad import Widths, crossed, widths
 from whet.machine.gpu import Gpu
 
 WAIT = 6e-7  # seconds from a load's issue to its use, from memory
@@ -52,35 +53,43 @@ class Work:
 
 def seconds(k: Kernel, launch: Launch, gpu: Gpu) -> float:
     """The whole kernel, all its launches."""
-    total = 0.0
-    for group, d in zip(launches(k.body), demands(k, launch), strict=True):
-        w = work(k, group, launch)
-        each = -(-d.programs // gpu.multiprocessors)
-        share = each * gpu.multiprocessors
-        compute = share * w.products / (EFFICIENCY * gpu.rate(w.dtype))
-        compute += share * w.others / gpu.rate("vector")
-        moved = d.programs * w.moved
+    total, wide = 0.0, widths(k)
+    groups = launches(k.body, launch.beside)
+    for group, d in zip(groups, demands(k, launch), strict=True):
+        local = {b.name for b in k.scratch if sum(b.name in touched(g) for g in groups) == 1}
+        nests = [(s,) for s in group] if len(group) > 1 and grid_of(group[0]).axes else [group]
+        compute = moved = latency = 0.0
+        for nest in nests:
+            w = work(k, nest, launch, wide, local)
+            count = grid_of(nest[0]).programs
+            each = -(-count // gpu.multiprocessors)
+            share = each * gpu.multiprocessors if len(nests) == 1 else count
+            compute += share * w.products / (EFFICIENCY * gpu.rate(w.dtype))
+            compute += share * w.others / gpu.rate("vector")
+            moved += count * w.moved
+            held = resident(d, launch, gpu) * gpu.multiprocessors
+            tiles_each = -(-count // d.programs) if launch.persistent else 1
+            waves = -(-min(count, d.programs) // held) * tiles_each
+            wait = max(1.0, w.steps) * WAIT / max(1, min(launch.stages - 1, w.steps))
+            latency = max(latency, waves * wait)
         unique = sum(min(b.bytes, moved) for b in k.buffers if b.name in touched(group))
         beyond = unique if unique < gpu.l2 else max(unique, moved / 4)
-        waves = -(-d.programs // (resident(d, launch, gpu) * gpu.multiprocessors))
-        latency = waves * max(1.0, w.steps) * WAIT / max(1, min(launch.stages - 1, w.steps))
         memory = min(moved, beyond) / gpu.bandwidth
         total += gpu.launch + max(compute, moved / gpu.l2_bandwidth, memory, latency)
     return total
 
 
-def work(k: Kernel, group: Sequence[Stmt], launch: Launch) -> Work:
-    """What one program of a launch does."""
-    dots = products(Kernel(k.buffers, k.body))
-    groups = launches(k.body)
-    local = {b.name for b in k.scratch if sum(b.name in touched(x) for x in groups) == 1}
+def work(
+    k: Kernel, group: Sequence[Stmt], launch: Launch, wide: Widths, local: set[str]
+) -> Work:  # fmt: skip
+    """What one tile of a launch takes."""
     on_cores = others = moved = steps = 0.0
     dtype = "float32"
-    for leaf, loops, blocks in (x for s in group for x in tiles(s)):
+    for leaf, loops, blocks in (x for s in group for x in tiles(s, wide)):
         serial = [x for x in loops if x.kind in ("serial", "unroll")]
         trips = float(math.prod(most(k, x.var) for x in serial))
         points = trips * math.prod(blocks.values())
-        if leaf in dots and len(blocks) == 3 and min(blocks.values()) >= 16:
+        if crossed(leaf, blocks):
             on_cores += 2 * points
             dtype = _type(k, leaf, launch)
         else:
@@ -124,32 +133,51 @@ class Candidate:
     seconds: float
 
 
-def cuts(kernel: Kernel, precision: str = "ieee") -> list[Cut]:
-    """Ways to cut that are worth looking at, by what the kernel has."""
-    if not products(kernel):
+def cuts(kernel: Kernel, precision: str = "ieee", persistent: int = 0) -> list[Cut]:
+    """Ways to cut that are worth looking at, by what the kernel has.
+
+    Args:
+        precision: of products of float32.
+        persistent: also as many programs, that take all tiles in turns. No price tells whether
+            that pays: asked for where a device is there to try it.
+    """
+    dots = products(kernel)
+    if not dots:
         sizes = ((4096, 1024, 4), (4096, 2048, 4), (4096, 4096, 8), (8192, 8192, 8))
-        return [Cut(row=r, tile=t, warps=w, stages=2) for r, t, w in sizes]
-    shapes = (
-        (128, 128, 32, 8, 3), (128, 64, 32, 4, 4), (64, 128, 32, 4, 4), (64, 64, 64, 4, 3),
-        (64, 64, 32, 4, 4), (128, 256, 64, 8, 3), (32, 64, 64, 4, 3), (16, 64, 64, 4, 3),
-    )  # fmt: skip
-    found = [
-        Cut(rows=m, columns=n, depth=k, warps=w, stages=s, precision=precision)
-        for m, n, k, w, s in shapes
-    ]
-    found += [Cut(64, 64, 64, 4, 3, precision, splits=n) for n in (4, 8)]
-    if any(isinstance(s, Update) and s.how == "max" for s, _, _ in leaves(kernel.body)):
+        found = [Cut(row=r, tile=t, warps=w, stages=2) for r, t, w in sizes]
+    else:
+        shapes = (
+            (128, 128, 32, 8, 3), (128, 64, 32, 4, 4), (64, 128, 32, 4, 4), (64, 64, 64, 4, 3),
+            (64, 64, 32, 4, 4), (128, 256, 64, 8, 3), (32, 64, 64, 4, 3), (16, 64, 64, 4, 3),
+        )  # fmt: skip
+        found = [
+            Cut(rows=m, columns=n, depth=k, warps=w, stages=s, precision=precision)
+            for m, n, k, w, s in shapes
+        ]
+        found += [replace(c, group=8) for c in found[:2]]
+        found += [replace(c, persistent=persistent) for c in found[:3] if persistent]
+        found += [Cut(64, 64, 64, 4, 3, precision, splits=n) for n in (4, 8)]
+    if dots and any(isinstance(s, Update) and s.how == "max" for s, _, _ in leaves(kernel.body)):
         found += [Cut(64, 64, 64, 4, 3, precision, splits=n, tile=256) for n in (16, 32, 64)]
+    if len(kernel.outputs) > 1:  # where they wait for nothing of one another
+        found += [replace(c, beside=True) for c in found]
     return found
 
 
 def candidates(
-    kernel: Kernel, gpu: Gpu, precision: str = "ieee", only: Iterable[Cut] | None = None
-) -> tuple[list[Candidate], list[Illegal]]:
-    """Schedules that the device can run, the most promising first, and why others were refused."""
+    kernel: Kernel, gpu: Gpu, precision: str = "ieee", only: Iterable[Cut] | None = None,
+    measured: bool = False,
+) -> tuple[list[Candidate], list[Illegal]]:  # fmt: skip
+    """Schedules that the device can run, the most promising first, and why others were refused.
+
+    Args:
+        only: these; `cuts` unless given.
+        measured: what no price can tell will be measured: programs that stay are among them.
+    """
     found: dict[str, Candidate] = {}
     refused: list[Illegal] = []
-    for cut in cuts(kernel, precision) if only is None else only:
+    stay = gpu.multiprocessors if measured else 0
+    for cut in cuts(kernel, precision, stay) if only is None else only:
         d = grid(kernel, cut)
         launch = launch_of(d.schedule)
         why = fits(d.kernel, launch, gpu)

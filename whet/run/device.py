@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from whet.backend import aten
-from whet.backend.lowered import Lowered, body_nodes, example
-from whet.backend.tiled import Generated, tiled
+from whet.backend.lowered import example
+from whet.backend.tiled import Generated
 from whet.backend.triton_text import Module, module
 from whet.errors import WhetError
 from whet.fuse.partition import Cluster
-from whet.fuse.seed import seed
 from whet.ir.cost import node_cost
-from whet.ir.graph import Graph, Node
+from whet.ir.graph import Node
 from whet.kernel.block import launch_of
 from whet.kernel.legal import Illegal
 from whet.kernel.lower import lower
@@ -35,9 +34,10 @@ from whet.kernel.price import Candidate, candidates
 from whet.kernel.schedule import apply, read, show
 from whet.machine.gpu import Gpu
 from whet.run.cuda import Cuda, Recording, quartile
+from whet.run.recipe import held
 from whet.store import Store
 
-KIND = "tiles-2"
+KIND = "tiles-3"
 LIBRARY = "library"
 TRIED = 4  # candidates that are compiled and timed
 ALLOWED = {torch.float64: 1e-9, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -91,12 +91,7 @@ class Tuned:
 
     def made(self, closed: Cluster, schedule: str) -> Module:
         """A group's kernel by a schedule."""
-        moves = read(schedule)
-        k = apply(lower(closed.graph), moves)
-        if isinstance(k, Illegal):
-            raise WhetError("a schedule that does not apply", got=str(k))
-        digest = hashlib.blake2b(f"{k}".encode(), digest_size=6).hexdigest()
-        return module(f"whet_{digest}", k, launch_of(moves))
+        return made(closed, schedule)
 
     def decision(self, closed: Cluster) -> Decision:
         """What was decided for a group: now, unless it is known."""
@@ -142,7 +137,9 @@ class Tuned:
         """The most promising schedules that can be said in Triton."""
         found: list[Candidate] = []
         try:
-            ranked, refused = candidates(lower(closed.graph), self.gpu, self.precision)
+            ranked, refused = candidates(
+                lower(closed.graph), self.gpu, self.precision, measured=self.cuda is not None
+            )  # fmt: skip
         except WhetError as fault:
             self.failures[f"{fault.summary}: {fault.got}"] += 1
             return found
@@ -198,6 +195,25 @@ class Tuned:
         return got
 
 
+def made(closed: Cluster, schedule: str, gpu: Gpu | None = None) -> Module:
+    """A group's kernel by a schedule.
+
+    Args:
+        gpu: that it must fit, where it was decided elsewhere.
+
+    Raises:
+        WhetError: the schedule does not apply, or the kernel does not fit.
+    """
+    moves = read(schedule)
+    k = apply(lower(closed.graph), moves)
+    if isinstance(k, Illegal):
+        raise WhetError("a schedule that does not apply", got=str(k))
+    if gpu is not None:
+        held(k, moves, gpu)
+    digest = hashlib.blake2b(f"{k}{launch_of(moves)}".encode(), digest_size=6).hexdigest()
+    return module(f"whet_{digest}", k, launch_of(moves))
+
+
 def _library(
     closed: Cluster, device: torch.device
 ) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
@@ -240,8 +256,3 @@ def _close(got: Tensor, want: Tensor) -> bool:
     got, want = got.double().nan_to_num(0, 0, 0), want.double().nan_to_num(0, 0, 0)
     scale = float(want.abs().max()) if want.numel() else 0.0
     return float((got - want).abs().max() if got.numel() else 0.0) <= allowed * max(scale, 1e-6)
-
-
-def lowered_for(graph: Graph, tuned: Tuned, device: torch.device) -> Lowered:
-    """A graph with each group as it was decided."""
-    return tiled(graph, seed(graph, body_nodes(graph)), tuned, device)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,23 +24,29 @@ from torch import Tensor
 
 from whet.backend.lowered import Lowered, Step, body_nodes, example, lower
 from whet.backend.tiled import tiled
+from whet.backend.triton_text import Module
 from whet.errors import WhetError
-from whet.fuse.seed import seed
+from whet.fuse.partition import Cluster, parse
 from whet.ir.graph import Graph
+from whet.run.abreast import grouped
 from whet.run.cuda import Cuda, Replayed, graphs
-from whet.run.device import Tuned
+from whet.run.device import LIBRARY, Tuned, made
 from whet.run.engine import Bind
 from whet.run.gains import ROUNDS, Stopwatch
 from whet.run.measure import Timing
 from whet.run.parameters import Parameters
 from whet.run.program import Program
+from whet.run.recipe import Recipe
 from whet.run.rewriting import Rewritten
+from whet.run.save import region_bytes
 from whet.store import Store
 
 ENGINE = "cuda"
-SEARCHED = "max-autotune-no-cudagraphs"  # the compiler's own search; the recording is ours
+COMPILED, SEARCHED = "compiled", "searched"
+SEARCHING = "max-autotune-no-cudagraphs"  # the compiler's own search; the recording is ours
 SEARCH_S = 60.0  # seconds of the budget that have to be left for it
-Made = tuple[str, Program]
+NONE: Mapping[str, str] = MappingProxyType({})
+Made = tuple[str, Program, Recipe]
 Variant = tuple[str, Rewritten]
 
 
@@ -69,13 +76,13 @@ class Launched:
     def variants(
         self, graphs: Iterable[Variant], parameters: Callable[[Graph], Parameters],
         inputs: Sequence[Tensor], *, left: Callable[[], float], without: frozenset[str],
-    ) -> Iterator[tuple[str, Program, Rewritten]]:  # fmt: skip
-        """`programs` of each graph, named for it."""
+    ) -> Iterator[tuple[str, Program, Rewritten, bytes]]:  # fmt: skip
+        """`programs` of each graph, named for it; the recipe as bytes."""
         for name, graph in graphs:
-            for kind, program in self.programs(
+            for kind, program, recipe in self.programs(
                 graph.graph, parameters(graph.graph), inputs, left=left, without=without
             ):
-                yield f"{kind}-{name}" if name else kind, program, graph
+                yield f"{kind}-{name}" if name else kind, program, graph, region_bytes(recipe)
 
     def programs(
         self, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor], *,
@@ -96,9 +103,9 @@ class Launched:
         if "generated" not in without and left() > 0:
             yield from self._tiles(graph, parameters, inputs, 0.6 * left())
         if "regions" not in without and left() > 0:
-            yield from self._compiled("compiled", graph, parameters, inputs, None)
+            yield from self._compiled(COMPILED, graph, parameters, inputs, None)
         if "regions" not in without and left() > SEARCH_S:
-            yield from self._compiled("searched", graph, parameters, inputs, SEARCHED)
+            yield from self._compiled(SEARCHED, graph, parameters, inputs, SEARCHING)
 
     def _tiles(
         self, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor], seconds: float
@@ -107,27 +114,61 @@ class Launched:
             self.cuda.gpu, self.store, self.cuda, self.cuda.precision,
             until=time.monotonic() + seconds,
         )  # fmt: skip
-        groups = seed(graph, body_nodes(graph))
-        tuned.prepare(groups.clusters)
+        groups = grouped(graph, tuned)
         self.failures.update(tuned.failures)
         lowered = tiled(graph, groups, tuned, self.cuda.device)
+        chosen = {c.digest: tuned.decision(c).schedule for c in groups.clusters}
+        schedules = {d: text for d, text in chosen.items() if text != LIBRARY}
         if lowered.kernels.get("triton"):
             bind = graphs(lowered, self.cuda)
-            yield from self._tried("tiles", lowered, bind, parameters, inputs)
+            yield from self._tried(
+                "tiles", lowered, bind, parameters, inputs, str(groups), schedules
+            )  # fmt: skip
+
+    def again(self, recipe: Recipe, graph: Graph, parameters: Parameters) -> Program:
+        """The program of a recipe, which was made for the same graph.
+
+        Raises:
+            UnsupportedError: a kernel does not fit this device.
+            WhetError: the recipe is for another graph.
+        """
+        if recipe.kind == "tiles":
+            groups = parse(graph, body_nodes(graph), recipe.partition)
+
+            def decided(closed: Cluster) -> Module | None:
+                text = recipe.schedules.get(closed.digest)
+                return None if text is None else made(closed, text, self.cuda.gpu)
+
+            lowered = tiled(graph, groups, decided, self.cuda.device)
+            return Program(lowered, parameters, graphs(lowered, self.cuda), ENGINE)
+        if recipe.kind in (COMPILED, SEARCHED):
+            mode = SEARCHING if recipe.kind == SEARCHED else None
+            generator = torch.Generator().manual_seed(0)
+            inputs = [example(n, generator).to(self.cuda.device) for n in graph.inputs]
+            lowered, bind = self._region(graph, parameters, inputs, mode)
+            return Program(lowered, parameters, bind, ENGINE)
+        plain = self.plain(graph)
+        bind = self._channels(plain) if recipe.kind == "channels" else graphs(plain, self.cuda)
+        return Program(plain, parameters, bind, ENGINE)
+
+    def _region(
+        self, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor], mode: str | None
+    ) -> tuple[Lowered, Bind]:
+        lowered = lower(graph, lambda cluster, kernels: kernels[0], literals="inline")
+        lowered = placed(lowered, self.cuda.device)
+        derived = lowered.derive(parameters.tensors())
+        return lowered, graphs(lowered, self.cuda, compiled(lowered, inputs, derived, mode))
 
     def _compiled(
         self, name: str, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor],
         mode: str | None,
     ) -> Iterator[Made]:  # fmt: skip
-        lowered = lower(graph, lambda cluster, kernels: kernels[0], literals="inline")
-        lowered = placed(lowered, self.cuda.device)
         try:
-            derived = lowered.derive(parameters.tensors())
-            body = compiled(lowered, inputs, derived, mode)
+            lowered, bind = self._region(graph, parameters, inputs, mode)
         except Exception as fault:  # a compiler may raise anything
             self._failed(name, fault)
             return
-        yield from self._tried(name, lowered, graphs(lowered, self.cuda, body), parameters, inputs)
+        yield from self._tried(name, lowered, bind, parameters, inputs)
 
     def _channels(self, lowered: Lowered) -> Bind:
         body = lowered.function()
@@ -141,8 +182,10 @@ class Launched:
 
     def _tried(
         self, name: str, lowered: Lowered, bind: Bind, parameters: Parameters,
-        inputs: Sequence[Tensor],
+        inputs: Sequence[Tensor], partition: str = "", schedules: Mapping[str, str] = NONE,
     ) -> Iterator[Made]:  # fmt: skip
+        cuda = self.cuda
+        recipe = Recipe(name, cuda.gpu.name, cuda.precision, partition, dict(schedules))
         try:
             program = Program(lowered, parameters, bind, ENGINE)
             program(inputs)
@@ -153,7 +196,7 @@ class Launched:
         bound = program.current()
         if isinstance(bound, Replayed) and bound.refused:
             self.failures[f"{name}: {bound.refused}"] += 1
-        yield name, program
+        yield name, program, recipe
 
     def _failed(self, name: str, fault: Exception) -> None:
         said = fault.summary if isinstance(fault, WhetError) else type(fault).__name__

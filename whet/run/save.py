@@ -13,7 +13,9 @@
 
 A folder is written beside its place and renamed: it is there whole or not at all. Every byte is
 checked as it is loaded. A program on library calls runs wherever torch does, whatever packs its
-weights there; a compiled body needs the processor and the version of torch it was made for.
+weights there; a compiled body needs the processor and the version of torch it was made for. Of a
+program on a device the region is its recipe (`whet.run.recipe`): kernels are said again as they
+were decided, and recorded at the first call.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ from whet.backend.artifact import Runner as RegionRunner
 from whet.backend.cluster import Cluster
 from whet.backend.lowered import lower
 from whet.backend.packed import Kernel
-from whet.errors import InputError, StoreError, WhetError
+from whet.errors import InputError, StoreError, UnsupportedError, WhetError
 from whet.ir.graph import Graph
 from whet.ir.text import parse_graph, print_graph
 from whet.plan import Plan
@@ -54,6 +56,10 @@ from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.record import Report
 from whet.run.signature import Signature
+
+if TYPE_CHECKING:
+    from whet.run.cuda import Cuda
+    from whet.run.recipe import Recipe
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -71,11 +77,6 @@ def save(optimized: Optimized, folder: str | os.PathLike[str]) -> Path:
     found = vars(optimized).get("found")
     if not isinstance(found, Found):
         raise StoreError("only what whet.optimize returned can be saved", got=repr(optimized))
-    if found.plan.engine == "cuda":
-        raise StoreError(
-            "programs that are recorded on a device are not saved", got=repr(optimized),
-            hint="what was decided is in the store: optimizing again there tunes nothing anew",
-        )  # fmt: skip
     try:
         if place.exists() and not (place / MANIFEST).exists() and any(place.iterdir()):
             raise StoreError(
@@ -175,7 +176,9 @@ def _checksum(file: Path) -> int:
         return zlib.crc32(data)
 
 
-def load(folder: str | os.PathLike[str], *, strict: bool = True) -> Optimized:
+def load(
+    folder: str | os.PathLike[str], *, strict: bool = True, device: Cuda | None = None
+) -> Optimized:  # fmt: skip
     """A saved program as a module, ready to run; nothing is searched or compiled.
 
     Its parameters and buffers are there under the names of the saved model, and may be changed.
@@ -184,16 +187,22 @@ def load(folder: str | os.PathLike[str], *, strict: bool = True) -> Optimized:
         folder: where `save` put it.
         strict: other calls than it was made for are errors at once. The original is not saved,
             so they are errors in any case.
+        device: what runs a program that was made for one; the current CUDA device by default.
 
     Raises:
         StoreError: the folder holds no program, or a damaged one.
-        UnsupportedError: its compiled body is for another processor or another torch.
+        UnsupportedError: its compiled body is for another processor or another torch; or it is for
+            a device, and there is none, or one that is too small.
     """
     place = Path(folder)
     _check(place)
     try:
         plan = Plan.from_text((place / "plan.txt").read_text())
-        data = torch.load(place / "parameters.pt", mmap=True, weights_only=True)
+        cuda = _device(device) if plan.engine == "cuda" else None
+        data = torch.load(
+            place / "parameters.pt", mmap=True, weights_only=True,
+            map_location=cuda.device if cuda else None,
+        )  # fmt: skip
         source = parse_graph((place / "source.txt").read_text(), data["constants"])
         graph = parse_graph((place / "graph.txt").read_text(), data["constants"])
         call = json.loads((place / "signature.json").read_text())
@@ -205,6 +214,8 @@ def load(folder: str | os.PathLike[str], *, strict: bool = True) -> Optimized:
         OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
         NotImplementedError, pickle.UnpicklingError, zipfile.BadZipFile, WhetError,
     ) as fault:  # fmt: skip
+        if isinstance(fault, UnsupportedError):
+            raise
         raise StoreError(
             "a saved program cannot be read", where=place,
             got=(str(fault).splitlines() or [type(fault).__name__])[0],
@@ -212,10 +223,13 @@ def load(folder: str | os.PathLike[str], *, strict: bool = True) -> Optimized:
         ) from fault  # fmt: skip
     shell = _Shell(*(data[k] for k in ("parameters", "trained", "hidden")))
     compiled = (place / "region").exists()
-    body = load_body(place / "region") if compiled else None
     parameters = Parameters(data["constants"], shell, [n.name for n in graph.parameters])
     try:
-        program = assemble(graph, plan, parameters, body)
+        if cuda is not None:
+            program = _on(cuda, place / "region", graph, parameters)
+        else:
+            body = load_body(place / "region") if compiled else None
+            program = assemble(graph, plan, parameters, body)
     except InputError as fault:  # packed weights that the compiled body was not made for
         raise StoreError(
             "a saved program cannot be put together again", where=place, got=fault.got,
@@ -228,6 +242,32 @@ def load(folder: str | os.PathLike[str], *, strict: bool = True) -> Optimized:
     region = _pack(place / "region") if compiled else None
     vars(new)["found"] = Found(source, graph, plan, region, parameters)
     return new
+
+
+def _device(given: Cuda | None) -> Cuda:
+    """What runs a program that was made for a device.
+
+    Raises:
+        UnsupportedError: nothing does.
+    """
+    from whet.run.cuda import Cuda
+
+    if given is None and not torch.cuda.is_available():
+        raise UnsupportedError(
+            "this program is for an NVIDIA GPU", expected="one that torch finds", got="none here",
+            hint="optimize the model again on this machine",
+        )  # fmt: skip
+    return given or Cuda("cuda")
+
+
+def _on(cuda: Cuda, folder: Path, graph: Graph, parameters: Parameters) -> Program:
+    """The program of a recipe, on a device."""
+    from whet.run.launched import Launched
+    from whet.run.recipe import Recipe
+    from whet.store import Store
+
+    with torch.no_grad():
+        return Launched(cuda, Store.memory()).again(Recipe.load(folder), graph, parameters)
 
 
 def _check(place: Path) -> None:
@@ -361,7 +401,7 @@ def _read(rows: list[list[Any]] | None) -> inspect.Signature | None:
     )
 
 
-def region_bytes(region: Region | Native) -> bytes:
+def region_bytes(region: Region | Native | Recipe) -> bytes:
     """A compiled body as bytes, for the store."""
     with tempfile.TemporaryDirectory(prefix="whet-region-") as folder:
         region.save(folder)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs_triton
-from tests.unit.backend.tiles import F16, F32, KINDS, graph, modules
+from tests.unit.backend.tiles import F16, F32, KINDS, graph, modules, sized
 from whet.backend.triton_text import module
 from whet.errors import UnsupportedError
+from whet.ir.types import DType
 from whet.kernel.affine import bounds
 from whet.kernel.block import Launch, launch_of
 from whet.kernel.cut import Cut
@@ -65,7 +66,7 @@ def test_interpreted(name: str) -> None:
 
 
 def compiles(name: str, dtype: object, capability: int) -> None:
-    """A kind compiles without spills, and takes no more than was predicted."""
+    """A kind compiles without spills, and takes no more than was predicted, nor much less."""
     from whet.backend.triton import compiled
 
     _, d, m = modules(name, dtype)  # type: ignore[arg-type]
@@ -79,14 +80,14 @@ def compiles(name: str, dtype: object, capability: int) -> None:
         got = used[program.name]
         assert got.cubin[:4] == b"\x7fELF"
         assert got.spilled == 0, (name, got.spilled)
-        assert got.shared <= max(want.shared, 4096), (name, got.shared, want.shared)
-        assert got.registers <= 255
+        assert got.shared <= want.shared, (name, got.shared, want.shared)
+        assert got.registers <= want.registers <= 4 * got.registers + 24, (name, got.registers)
         assert program.grid == want.programs
 
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", ["norm", "linear", "attention, causal"])
+@pytest.mark.parametrize("name", QUICK)
 def test_compiled_quick(name: str, capability: int) -> None:
     compiles(name, F16, capability)
 
@@ -98,6 +99,35 @@ def test_compiled_quick(name: str, capability: int) -> None:
 @pytest.mark.parametrize("name", list(KINDS))
 def test_compiled(name: str, dtype: object, capability: int) -> None:
     compiles(name, dtype, capability)
+
+
+LARGE = {
+    "linear": (Cut(128, 128, 32, 8, 3), Cut(128, 128, 64, 8, 3), Cut(64, 64, 64, 4, 3)),
+    "attention, causal": (Cut(128, 64, 64, 8, 3), Cut(64, 64, 64, 4, 3), Cut(64, 128, 32, 4, 4)),
+    "conv": (Cut(64, 64, 32, 4, 4), Cut(128, 64, 32, 4, 4)),
+}
+
+
+@needs_triton
+@pytest.mark.full
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [F16, F32], ids=["f16", "f32"])
+@pytest.mark.parametrize("name", list(LARGE))
+def test_predicted_for_large_tiles(name: str, dtype: DType, capability: int) -> None:
+    """Registers and shared memory of the tiles that are tried on devices; what is not refused
+    spills a few words at most."""
+    from whet.backend.triton import compiled
+
+    g = sized(name, dtype)
+    for cut in LARGE[name]:
+        d = grid(lower(g), cut)
+        launch = launch_of(d.schedule)
+        used = compiled(module("f", d.kernel, launch), capability)
+        (got,), (want,) = used.values(), demands(d.kernel, launch)
+        assert got.shared <= want.shared, (cut, got.shared, want.shared)
+        refused = fits(d.kernel, launch, preset("a100" if capability == 80 else "h100"))
+        assert refused or got.spilled <= 512, (cut, got.spilled)
+        assert got.spilled or got.registers <= want.registers, (cut, got.registers, want)
 
 
 def test_products_go_through_tensor_cores() -> None:
@@ -151,6 +181,11 @@ def test_over_the_limits_is_refused_with_the_number() -> None:
     assert why is not None
     assert why.kind == "resources"
     assert dict(why.numbers) == {"shared": 8 * 2 * 64 * 64 * 4, "most": 163 * 1024}
+    d = grid(k, Cut(rows=64, columns=64, depth=64, stages=2))
+    why = fits(d.kernel, Launch(1, 2), preset("h200"))
+    assert why is not None
+    assert dict(why.numbers)["most"] == 255
+    assert dict(why.numbers)["registers"] > 255
     assert fits(d.kernel, Launch(4, 2), preset("a100")) is None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,8 @@ class Kind:
         build: leaves and results for an element type.
         cut: how it is cut.
         turned: leaves whose memory lies the other way round.
+        channels: leaves whose channels lie together.
+        gaps: leaves whose rows lie apart, with something else between them.
         quick: it belongs to the representative set.
         launches: that it takes, where a test holds it to that.
     """
@@ -48,6 +50,8 @@ class Kind:
     build: Callable[[DType], Built]
     cut: Cut = SMALL
     turned: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
+    gaps: tuple[int, ...] = ()
     quick: bool = False
     launches: int = 1
 
@@ -93,13 +97,16 @@ def _attention(
 
 
 def _conv(
-    groups: int, channels: int, out: int, size: tuple[int, ...], stride: tuple[int, ...]
-) -> Callable[[DType], Built]:
+    groups: int, channels: int, out: int, size: tuple[int, ...], stride: tuple[int, ...],
+    window: int = 3, dilation: int = 1,
+) -> Callable[[DType], Built]:  # fmt: skip
     def build(t: DType) -> Built:
         x = value("x", 2, channels, *size, dtype=t)
-        w = value("w", out, channels // groups, 3, 3, dtype=t)
+        w = value("w", out, channels // groups, window, window, dtype=t)
         b = value("b", out, dtype=t)
-        attrs = {"groups": groups, "stride": stride, "padding": (1, 1), "dilation": (1, 1)}
+        padding = (dilation * (window // 2),) * 2
+        attrs = {"groups": groups, "stride": stride, "padding": padding,
+                 "dilation": (dilation, dilation)}  # fmt: skip
         return (x, w, b), (apply("relu", apply("conv2d", x, w, b, **attrs)),)
 
     return build
@@ -108,6 +115,11 @@ def _conv(
 def _embedding(t: DType) -> Built:
     table, ids = value("t", 50, 33, dtype=t), value("i", 7, dtype=I64)
     return (table, ids), (apply("embedding", table, ids),)
+
+
+def _gather(t: DType) -> Built:
+    x, ids = value("x", 9, 70, dtype=t), value("i", 5, dtype=I64)
+    return (x, ids), (apply("relu", apply("index_select", x, ids, axis=0)),)
 
 
 def _norm_of_sum(t: DType) -> Built:
@@ -120,6 +132,19 @@ def _norm_of_sum(t: DType) -> Built:
 def _chain(t: DType) -> Built:
     x, w, v = value("x", 40, 48, dtype=t), value("w", 64, 48, dtype=t), value("v", 40, 64, dtype=t)
     return (x, w, v), (apply("linear", apply("relu", apply("linear", x, w, None)), v, None),)
+
+
+def _unlike(t: DType) -> Built:
+    """Products of other sizes, and a sum: nothing of one is needed for another."""
+    x, w, v = value("x", 40, 48, dtype=t), value("w", 36, 48, dtype=t), value("v", 65, 48, dtype=t)
+    z = value("z", 33, 70, dtype=t)
+    left, right = apply("linear", x, w, None), apply("relu", apply("linear", x, v, None))
+    return (x, w, v, z), (left, right, apply("sum", z, dims=(1,)))
+
+
+def _masked(t: DType) -> Built:
+    x, m = value("x", 9, 37, dtype=t), value("m", 9, 37, dtype=t)
+    return (x, m), (apply("softmax", apply("add", x, m), axis=1),)
 
 
 def _beside(t: DType) -> Built:
@@ -144,6 +169,10 @@ KINDS: Mapping[str, Kind] = {
         launches=2,
     ),
     "norm of a sum": Kind(_norm_of_sum),
+    "sum, two axes": Kind(_one("sum", (3, 37, 9), dims=(0, 2))),
+    "maximum": Kind(_one("amax", (5, 37), dims=(1,))),
+    "sum, long rows": Kind(_one("sum", (3, 700), dims=(1,)), Cut(row=256)),
+    "softmax, mask": Kind(_masked),
     "softmax": Kind(_one("softmax", (5, 37), axis=1), quick=True),
     "softmax, long rows": Kind(_one("softmax", (3, 700), axis=1), Cut(row=256)),
     "softmax, columns": Kind(_one("softmax", (37, 5), axis=0)),
@@ -153,10 +182,24 @@ KINDS: Mapping[str, Kind] = {
     "matmul, split": Kind(
         _one("matmul", (33, 160), (160, 35)), Cut(32, 32, 16, splits=2), launches=2
     ),
+    "matmul, split, batched": Kind(
+        _one("matmul", (3, 33, 160), (3, 160, 35)), Cut(32, 32, 16, splits=3), launches=2
+    ),
+    "matmul, gaps": Kind(_one("matmul", (33, 48), (48, 65)), gaps=(0, 1)),
+    "matmul, few rows": Kind(_one("matmul", (3, 48), (48, 65)), quick=True),
+    "matmul, tiles in groups": Kind(
+        _one("matmul", (120, 48), (48, 65)), Cut(32, 32, 16, group=2), turned=(1,)
+    ),
+    "matmul, persistent": Kind(
+        _one("matmul", (70, 48), (48, 90)), Cut(32, 32, 16, persistent=4), quick=True
+    ),
     "matmul, prologue": Kind(_prologue),
     "matmul, one row": Kind(_row, quick=True),
     "chain of two": Kind(_chain),
     "side by side": Kind(_beside),
+    "side by side, other shapes": Kind(_unlike, Cut(32, 32, 16, beside=True), quick=True),
+    "side by side, split": Kind(_unlike, Cut(32, 32, 16, splits=3, beside=True), launches=2),
+    "side by side, persistent": Kind(_unlike, Cut(32, 32, 16, persistent=3, beside=True)),
     "attention": Kind(_attention(3, 1, 45, 45, False)),
     "attention, causal": Kind(_attention(2, 1, 45, 45, True), quick=True),
     "attention, causal, long": Kind(_attention(1, 1, 90, 90, True)),
@@ -166,6 +209,16 @@ KINDS: Mapping[str, Kind] = {
     "attention, decode, split": Kind(
         _attention(4, 1, 1, 77, False), Cut(32, 32, 16, splits=2), quick=True, launches=2
     ),
+    "attention, grouped heads, decode": Kind(_attention(8, 4, 1, 77, False)),
+    "attention, grouped heads, decode, split": Kind(
+        _attention(8, 4, 1, 77, False), Cut(32, 32, 16, splits=2), quick=True, launches=2
+    ),
+    "attention, grouped heads, decode, mask, split": Kind(
+        _attention(6, 3, 1, 90, False, True), Cut(32, 32, 16, splits=4), launches=2
+    ),
+    "attention, few queries, split": Kind(
+        _attention(2, 1, 3, 90, False), Cut(32, 32, 16, splits=3), launches=2
+    ),
     "attention, decode, mask, split": Kind(
         _attention(2, 1, 1, 90, False, True), Cut(32, 32, 16, splits=4), launches=2
     ),
@@ -173,13 +226,32 @@ KINDS: Mapping[str, Kind] = {
     "conv, few channels": Kind(_conv(1, 3, 17, (7, 8), (1, 1))),
     "conv, grouped": Kind(_conv(2, 32, 34, (6, 6), (1, 1))),
     "conv, depthwise": Kind(_conv(8, 8, 8, (7, 9), (1, 1))),
+    "conv, 1x1": Kind(_conv(1, 20, 40, (9, 7), (1, 1), window=1)),
+    "conv, dilated": Kind(_conv(1, 16, 33, (9, 11), (1, 2), window=3, dilation=2)),
+    "conv, channels last": Kind(_conv(1, 20, 40, (9, 11), (1, 1)), channels=(0, 1)),
     "embedding": Kind(_embedding, quick=True),
+    "gather": Kind(_gather),
 }
 
 
 def graph(name: str, dtype: DType) -> Graph:
     leaves, results = KINDS[name].build(dtype)
     return Graph(leaves, results)
+
+
+def sized(name: str, dtype: DType) -> Graph:
+    """A kind at sizes that a model has."""
+    if name.startswith("attention"):
+        q, k, v = (value(n, 2, 4, 512, 64, dtype=dtype) for n in "qkv")
+        attrs = {"causal": True, "scale": 0.1, "group": 1}
+        return Graph((q, k, v), (apply("attention", q, k, v, None, **attrs),))
+    if name == "conv":
+        x, w = value("x", 4, 64, 56, 56, dtype=dtype), value("w", 64, 64, 3, 3, dtype=dtype)
+        attrs = {"groups": 1, "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+        return Graph((x, w), (apply("relu", apply("conv2d", x, w, None, **attrs)),))
+    x, w, b = (value(n, *s, dtype=dtype) for n, s in
+               (("x", (512, 512)), ("w", (512, 512)), ("b", (512,))))  # fmt: skip
+    return Graph((x, w, b), (apply("gelu", apply("linear", x, w, b)),))
 
 
 def feeds(name: str, g: Graph) -> dict[str, Tensor]:
@@ -202,7 +274,7 @@ def modules(name: str, dtype: DType):  # type: ignore[no-untyped-def]
     from whet.backend.triton_text import module
     from whet.kernel.block import launch_of
     from whet.kernel.grid import grid
-    from whet.kernel.layout import dense
+    from whet.kernel.layout import dense, strided
     from whet.kernel.lower import lower
 
     g = graph(name, dtype)
@@ -210,8 +282,22 @@ def modules(name: str, dtype: DType):  # type: ignore[no-untyped-def]
     for place in KINDS[name].turned:
         b = k.buffer(f"x{place}")
         k = k.with_buffer(replace(b, layout=dense(b.sizes, list(range(len(b.sizes)))[::-1])))
+    for place in KINDS[name].channels:
+        b = k.buffer(f"x{place}")
+        k = k.with_buffer(replace(b, layout=dense(b.sizes, [0, 2, 3, 1])))
+    for place in KINDS[name].gaps:
+        b = k.buffer(f"x{place}")
+        k = k.with_buffer(replace(b, layout=strided(b.sizes, _apart(b.sizes))))
     d = grid(k, KINDS[name].cut)
     return g, d, module("kernel", d.kernel, launch_of(d.schedule))
+
+
+def _apart(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Strides of rows with a gap of five elements after each."""
+    found = [1]
+    for n in reversed(sizes[1:]):
+        found.insert(0, found[0] * n + (5 if len(found) == 1 else 0))
+    return tuple(found)
 
 
 def device_error(name: str, dtype: DType, device: str) -> float:
@@ -225,8 +311,16 @@ def device_error(name: str, dtype: DType, device: str) -> float:
     flat = {}
     for k, n in enumerate(g.inputs):
         x = given[n.name]
-        turned = k in KINDS[name].turned
-        flat[f"x{k}"] = (x.permute(*range(x.dim())[::-1]) if turned else x).flatten().to(device)
+        if k in KINDS[name].turned:
+            x = x.permute(*range(x.dim())[::-1])
+        if k in KINDS[name].channels:
+            x = x.permute(0, 2, 3, 1)
+        if k in KINDS[name].gaps:
+            strides = _apart(x.shape)
+            wide = torch.full((strides[0] * x.shape[0],), float("nan"), dtype=x.dtype)
+            wide.as_strided(x.shape, strides).copy_(x)
+            x = wide
+        flat[f"x{k}"] = x.flatten().to(device)
     got = run(m, flat, device)
     worst = 0.0
     for k, want in enumerate(exact):

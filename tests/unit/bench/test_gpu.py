@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bench.gpu
-from bench.gpu.kernels import PRODUCTS
-from bench.gpu.models import cases
-from bench.gpu.rows import Rows
+from bench.device import page
+from bench.device.kernels import PRODUCTS
+from bench.device.models import batched, cases, flat
+from bench.device.rows import Rows
 from tests.needs import needs_triton
+from whet.capture.zoo import load, names
 from whet.run.cuda import Pretended
 
 ROOT = Path(__file__).parents[3]
@@ -26,7 +29,7 @@ def pretended(folder: Path, part: str, *more: str) -> dict[str, Any]:
     """What a part leaves, run in Triton's interpreter."""
     env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "bench.gpu", "--pretend", "--part", part, "--small",
+        [sys.executable, "-W", "ignore", "bench/gpu.py", "--pretend", "--part", part, "--small",
          "--results", str(folder), "--caches", str(folder / "caches"), "--batches", "1",
          "--kinds", "float32", "--budget", "10", *more],
         check=False, capture_output=True, text=True, env=env, cwd=ROOT,
@@ -81,7 +84,7 @@ def test_a_run_whose_time_is_up_is_begun_again(
                 yield [{"model": model, "system": "whet", "gain": 2.0, "tries": tries}]
 
     monkeypatch.setitem(bench.gpu.PARTS, "check", part)
-    given = ["--pretend", "--results", str(tmp_path), "--seconds"]
+    given = ["--pretend", "--part", "check", "--results", str(tmp_path), "--seconds"]
     assert bench.gpu.main([*given, "0.3"]) == 3
     assert "goes on from here" in capsys.readouterr().out
     long[0] = False
@@ -89,6 +92,30 @@ def test_a_run_whose_time_is_up_is_begun_again(
     assert "2 rows, geometric mean 2.000" in capsys.readouterr().out
     rows = Rows.of(tmp_path, "check", Pretended(), True)
     assert [(r["model"], r["tries"]) for r in rows.records] == [("a", 0), ("b", 1)]
+
+
+def test_every_model_comes_in_batches() -> None:
+    """Every model of the zoo answers for as many samples as were asked for, each another one."""
+    for name in names():
+        model = load(name, scale="small")
+        one, three = (batched(name, model.inputs, n) for n in (1, 3))
+        assert sum(x.numel() for x in three) == 3 * sum(x.numel() for x in one), name
+        with torch.no_grad():
+            answers = [flat(model.module(*given)) for given in (one, three)]
+        for a, b in zip(*answers, strict=True):
+            assert b.numel() == 3 * a.numel(), name
+
+
+def test_the_page_shows_each_kernel() -> None:
+    result = {
+        "suite": "gpu-kernels", "date": "today", "machine": {"name": "chip"},
+        "versions": {"torch": "2"}, "measured": {"float32": 5e13, "bytes": 4e12},
+        "records": [{"model": "m/1/float32", "system": "triton", "group": "add", "calls": 3,
+                     "median_s": 2e-6, "library_s": 4e-6, "roofline": 0.5}],
+    }  # fmt: skip
+    said = page.text(result)
+    assert "measured here: float32 5e+13/s, bytes 4e+12/s" in said
+    assert said.splitlines()[-1].split() == ["m/1/float32", "add", "triton", "3", "2", "4", "50%"]
 
 
 def test_what_is_asked_for() -> None:

@@ -13,6 +13,7 @@ import torch
 from tests.needs import needs_triton
 from tests.unit.backend.tiles import F16, graph, value
 from whet.backend.lowered import body_nodes
+from whet.backend.tiled import tiled
 from whet.fuse.seed import seed
 from whet.ir.graph import Graph, apply
 from whet.ir.text import parse_graph
@@ -20,6 +21,7 @@ from whet.kernel.limits import demands
 from whet.kernel.lower import lower
 from whet.kernel.price import candidates, seconds
 from whet.machine.gpu import PRESETS, preset
+from whet.run.abreast import grouped
 from whet.run.cuda import needs
 from whet.run.device import LIBRARY, Tuned
 from whet.run.elsewhere import predict, write
@@ -33,7 +35,9 @@ from whet.capture.torch import capture
 from whet.errors import InputError
 from whet.machine.gpu import preset
 from whet.run.cuda import Pretended, graphs
-from whet.run.device import Tuned, lowered_for
+from whet.backend.tiled import tiled
+from whet.run.abreast import grouped
+from whet.run.device import Tuned
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.store import Store
@@ -43,7 +47,8 @@ x = torch.randn(6, 24)
 cpu = torch.device("cpu")
 with torch.no_grad():
     c = capture(m, (x,), {})
-    low = lowered_for(c.graph, Tuned(preset("h200"), Store.open()), cpu)
+    tuned = Tuned(preset("h200"), Store.open())
+    low = tiled(c.graph, grouped(c.graph, tuned), tuned, cpu)
     assert low.kernels["triton"] >= 1, low.kernels
     names = [n.name for n in c.graph.parameters]
     p = Program(low, Parameters({}, m, names), graphs(low, Pretended()), "cuda")
@@ -97,6 +102,31 @@ def test_one_query_over_many_keys_is_split() -> None:
     assert whole
 
 
+def test_short_groups_go_side_by_side() -> None:
+    """Products of unlike widths of one input: one launch is predicted to be faster than three."""
+    x = value("x", 64, 256, dtype=F16)
+    ws = [value(n, rows, 256, dtype=F16) for n, rows in (("a", 96), ("b", 160), ("c", 224))]
+    outs = [apply("relu", apply("linear", x, w, None)) for w in ws]
+    g = Graph((x, *ws), tuple(outs))
+    tuned = Tuned(preset("h200"), Store.memory())
+    apart = seed(g, body_nodes(g))
+    together = grouped(g, tuned)
+    assert (len(apart.groups), len(together.groups)) == (3, 1)
+    (closed,) = together.clusters
+    one = tuned.decision(closed)
+    assert one.schedule.endswith("True)")  # side by side, in one launch
+    assert one.seconds < sum(tuned.decision(c).seconds for c in apart.clusters)
+    assert len(tuned.made(closed, one.schedule).programs) == 1
+
+
+def test_what_waits_is_not_side_by_side() -> None:
+    x, w = value("x", 64, 64, dtype=F16), value("w", 64, 64, dtype=F16)
+    first = apply("linear", x, w, None)
+    second = apply("linear", first, w, None)
+    g = Graph((x, w), (first, second))
+    assert len(grouped(g, Tuned(preset("h200"), Store.memory())).groups) == 2
+
+
 def test_plans_come_from_elsewhere(tmp_path: Path) -> None:
     g, gpu = graph("norm of a sum", F16), preset("h200")
     found = predict(g, gpu, Store.open())
@@ -120,8 +150,7 @@ def test_decisions_are_for_groups() -> None:
 
 
 def test_needs_count_constants() -> None:
-    from whet.run.device import lowered_for
-
     g = graph("pointwise", F16)
-    low = lowered_for(g, Tuned(preset("a100"), Store.open()), torch.device("cpu"))
+    tuned = Tuned(preset("a100"), Store.open())
+    low = tiled(g, grouped(g, tuned), tuned, torch.device("cpu"))
     assert needs(low, [torch.zeros(10)]) >= 40 + 2 * 5 * 37

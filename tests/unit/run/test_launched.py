@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,17 +13,27 @@ import pytest
 import torch
 from torch import nn
 
-import whet
 from tests.needs import needs_triton
-from whet.backend.lowered import lower
+from tests.unit.backend.tiles import sized
+from whet.backend.lowered import body_nodes, lower
 from whet.capture.torch import capture
-from whet.errors import InputError, StoreError, WhetError
+from whet.errors import InputError, UnsupportedError, WhetError
+from whet.fuse.seed import seed
+from whet.ir.types import DType
+from whet.kernel.cut import Cut
+from whet.kernel.grid import grid
+from whet.kernel.lower import lower as lower_loops
+from whet.kernel.schedule import show
 from whet.machine.gpu import preset
+from whet.plan import Plan
 from whet.run.cuda import Cuda, Pretended, Replayed, at_hand, described, graphs
+from whet.run.device import made
 from whet.run.launched import Launched, placed
-from whet.run.module import Optimized
+from whet.run.module import Found, Optimized
 from whet.run.parameters import Parameters
-from whet.run.save import save
+from whet.run.recipe import FILE
+from whet.run.record import Report
+from whet.run.save import load, region_bytes, save
 from whet.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +95,73 @@ assert not fast.report.failures, fast.report.failures
 print("right")
 """
 
+SAVING = """
+import sys
+import torch
+from torch import nn
+from whet.capture.torch import capture
+from whet.machine.gpu import preset
+from whet.plan import Plan
+from whet.run.cuda import Pretended
+from whet.run.launched import Launched
+from whet.run.module import Found, Optimized
+from whet.run.parameters import Parameters
+from whet.run.record import Report
+from whet.run.save import region_bytes, save
+from whet.store import Store
+
+
+class Last(Pretended):
+    def raced(self, calls, rounds=3):
+        for call in calls:
+            call()
+        return [[1.0 / (1 + n)] * 3 for n, _ in enumerate(calls)]
+
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.LayerNorm(40)).eval()
+x = torch.randn(6, 24)
+with torch.no_grad():
+    captured = capture(model, (x,))
+    graph = captured.graph
+    parameters = Parameters({}, model, [n.name for n in graph.parameters])
+    found = Launched(Last(), Store.memory()).programs(
+        graph, parameters, [x], left=lambda: 60.0, without=frozenset({"regions"})
+    )
+    program, recipe = {name: rest for name, *rest in found}["tiles"]
+    fast = Optimized(model, program, captured.signature, report=Report(model="net"))
+    plan = Plan(graph.digest, graph.digest, "cuda", 1, {}, ())
+    vars(fast)["found"] = Found(graph, graph, plan, region_bytes(recipe), parameters)
+    want = fast(x)
+assert recipe.schedules and recipe.partition
+save(fast, sys.argv[1])
+torch.save((x, want), sys.argv[1] + ".pt")
+print("right")
+"""
+LOADING = """
+import sys
+import torch
+from whet.run import device
+from whet.run.cuda import Pretended
+from whet.run.save import load
+
+
+def never(*args, **kwargs):
+    raise AssertionError("a saved program decides nothing")
+
+
+device.candidates = device.Tuned.decision = never
+x, want = torch.load(sys.argv[1] + ".pt")
+fast = load(sys.argv[1], device=Pretended())
+with torch.no_grad():
+    assert torch.equal(fast(x), want)
+    assert fast.program.lowered.kernels["triton"] >= 1
+    fast.state_dict()["0.weight"].mul_(2.0)
+    assert not torch.equal(fast(x), want)
+assert not {"z3", "highspy", "lightgbm", "onnx", "yaml"} & set(sys.modules)
+print("right")
+"""
+
 
 @needs_triton
 @pytest.mark.parametrize("name", ["tiles", pytest.param("channels", marks=pytest.mark.full)])
@@ -103,11 +180,11 @@ def _graphed() -> tuple[Launched, nn.Module, torch.Tensor, Optimized]:
     with torch.no_grad():
         captured = capture(model, (x,))
         names = [n.name for n in captured.graph.parameters]
-        (made,) = launched.programs(
+        ((name, program, _),) = launched.programs(
             captured.graph, Parameters({}, model, names), [x], left=lambda: 0.0
         )
-    assert made[0] == "graphed"
-    return launched, model, x, Optimized(model, made[1], captured.signature)
+    assert name == "graphed"
+    return launched, model, x, Optimized(model, program, captured.signature)
 
 
 def test_inputs_of_another_kind_are_refused() -> None:
@@ -192,13 +269,56 @@ def test_a_device_is_described_by_what_it_says() -> None:
     assert found.fingerprint() != less.fingerprint()
 
 
-def test_recordings_are_not_saved(tmp_path: Path) -> None:
-    model, x = nn.Linear(4, 5).eval(), torch.randn(3, 4)
-    fast = whet.optimize(
-        model, (x,), device=Pretended(), budget_s=5, store=Store.memory(),
-        disable={"generated", "regions", "rewrites"},
-    )  # fmt: skip
-    found = vars(fast)["found"]
-    vars(fast)["found"] = replace(found, plan=replace(found.plan, engine="cuda"))
-    with pytest.raises(StoreError, match="not saved"):
-        save(fast, tmp_path / "p")
+def saved(tmp_path: Path) -> tuple[nn.Module, torch.Tensor, Path]:
+    """A program of library calls for a device, saved."""
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU()).eval(), torch.randn(3, 4)
+    launched = Launched(Pretended("h100"), Store.memory())
+    with torch.no_grad():
+        captured = capture(model, (x,))
+        parameters = Parameters({}, model, [n.name for n in captured.graph.parameters])
+        ((_, program, recipe),) = launched.programs(
+            captured.graph, parameters, [x], left=lambda: 0.0
+        )
+    fast = Optimized(model, program, captured.signature, report=Report(model="net"))
+    graph = captured.graph
+    plan = Plan(graph.digest, graph.digest, "cuda", 1, {}, ())
+    vars(fast)["found"] = Found(graph, graph, plan, region_bytes(recipe), parameters)
+    return model, x, save(fast, tmp_path / "p")
+
+
+def test_programs_of_a_device_are_saved(tmp_path: Path) -> None:
+    model, x, place = saved(tmp_path)
+    again = load(place, device=Pretended("h100"))
+    assert again.program is not None
+    assert again.program.engine == "cuda"
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+        for name, value in again.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name])
+    with pytest.raises(UnsupportedError, match="is for an NVIDIA GPU"):
+        load(place)
+    recipe = json.loads((place / "region" / FILE).read_text())
+    assert (recipe["kind"], recipe["gpu"]) == ("graphed", "h100")
+
+
+def test_a_kernel_that_does_not_fit_is_refused_with_the_number() -> None:
+    """A schedule of a large device is held to the limits of the one that it is loaded on."""
+    g = sized("linear", DType.f32)
+    (closed,) = seed(g, body_nodes(g)).clusters
+    d = grid(lower_loops(closed.graph), Cut(rows=64, columns=64, depth=64, stages=6))
+    text = show(d.schedule)
+    assert made(closed, text, preset("h200")).programs
+    with pytest.raises(UnsupportedError, match=r"shared 196608, most 166912"):
+        made(closed, text, preset("a100"))
+
+
+@needs_triton
+def test_saved_kernels_are_said_again_without_a_search(tmp_path: Path) -> None:
+    """In another process: what was decided runs, although nothing there may decide anything."""
+    env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    for program in (SAVING, LOADING):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "p")],
+            check=False, capture_output=True, text=True, env=env, cwd=ROOT,
+        )  # fmt: skip
+        assert done.stdout.strip().endswith("right"), done.stderr[-2000:]

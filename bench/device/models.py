@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import whet
-from bench.gpu.rows import Record, Rows
+from bench.device.rows import Record, Rows
 from bench.worker import one_line, summary
 from whet.capture.source import load
 from whet.capture.torch import capture
@@ -33,6 +33,9 @@ MODES = {
     "compile": "default", "reduce-overhead": "reduce-overhead",
     "max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs", "max-autotune": "max-autotune",
 }  # fmt: skip
+AXES = {"llama_decode": (0, 1, 1), "nasrnn": (1, 0), "nasrnn_shared": (1, 0), "lstm": (1,)}
+"""Along which axis of each input samples lie, where that is not the first."""
+ROWS = ("dlrm",)  # whose example is a batch already
 Call = Callable[[], object]
 
 
@@ -77,7 +80,7 @@ def prepared(name: str, batch: int, kind: str, args: argparse.Namespace) -> Case
     cuda: Cuda = args.cuda
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     source = load(f"zoo:{name}", scale="small" if args.small else "full")
-    wide = tuple(batched(x, batch) for x in source.args)
+    wide = batched(name, source.args, batch)
     exact = copy.deepcopy(source.module).to(cuda.device).double()
     with torch.no_grad():
         want = [x.cpu() for x in flat(exact(*(moved(x, torch.float64, cuda) for x in wide)))]
@@ -104,11 +107,27 @@ def floor_s(
     return max(flops / rate, moved_ / gpu.bandwidth)
 
 
-def batched(x: Any, batch: int) -> Any:
-    """An input of one sample repeated; others as they are."""
-    if batch > 1 and isinstance(x, Tensor) and x.dim() and x.shape[0] == 1:
-        return x.repeat(batch, *([1] * (x.dim() - 1)))
-    return x
+def batched(name: str, inputs: Sequence[Any], batch: int) -> tuple[Any, ...]:
+    """A model's inputs with that many samples, each another one; the first is the zoo's.
+
+    A sample of `moe` is its 64 tokens, one of `memchain` all its rows; of `dlrm` a row.
+    """
+    axes = AXES.get(name, (0,) * len(inputs))
+    generator = torch.Generator().manual_seed(batch)
+    found = []
+    for x, axis in zip(inputs, axes, strict=True):
+        if name in ROWS and x.shape[axis] >= batch:
+            found.append(x.narrow(axis, 0, batch).contiguous())
+            continue
+        more = list(x.shape)
+        more[axis] *= batch - 1
+        if x.is_floating_point():
+            new = torch.randn(more, generator=generator)
+        else:
+            new = x.flatten()[torch.randint(x.numel(), more, generator=generator)]
+        whole = torch.cat([x, new], axis)
+        found.append(whole.narrow(axis, 0, batch) if name in ROWS else whole)
+    return tuple(found)
 
 
 def moved(x: Any, dtype: torch.dtype, cuda: Cuda) -> Any:
@@ -241,7 +260,8 @@ def rewrites(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
         dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
         source = load(f"zoo:{name}", scale="small" if args.small else "full")
         module = source.module.to(dtype).eval()
-        given = tuple(moved(batched(x, batch), dtype, args.cuda) for x in source.args)
+        wide = batched(name, source.args, batch)
+        given = tuple(moved(x, dtype, args.cuda) for x in wide)
         began = time.perf_counter()
         with torch.no_grad(), Store.open() as store:
             graph = capture(module, given, dict(source.kwargs)).graph

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 
-from bench.gpu.models import cases, prepared
-from bench.gpu.rows import Record, Rows
+from bench.device.models import cases, prepared, use_tf32
+from bench.device.rows import Record, Rows
 from bench.worker import one_line
 from whet.backend.lowered import body_nodes
 from whet.capture.torch import capture
@@ -77,36 +78,42 @@ def shapes(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
 
 def groups(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
     """Each group of each model: what runs it, and its share of the roofline measured here."""
-    peak, band = roofline(args.cuda)
-    rows.data["measured"] = {"flops": peak, "bytes": band}
+    peaks = rows.data.setdefault("measured", {})
     args.batches = "1"
     for name, batch, kind, key in cases(args, rows):
         rows.begin(key)
+        if kind not in peaks:
+            peaks |= roofline(args.cuda, kind)
         with torch.no_grad():
             case = prepared(name, batch, kind, args)
             graph = capture(case.module, case.args, case.kwargs).graph
             tuned = _tuned(args.cuda)
             parts = seed(graph, body_nodes(graph)).clusters
             tuned.prepare(parts)
+            calls = Counter(c.digest for c in parts)
             records = []
             for closed in {c.digest: c for c in parts}.values():
                 d = tuned.decision(closed)
+                floor = _floor(closed, peaks[kind], peaks["bytes"])
                 records.append({
                     "model": key, "system": "library" if d.schedule == "library" else "triton",
-                    "group": tuned.names[closed.digest], "median_s": d.seconds,
-                    "library_s": d.library, "source": d.source,
-                    "roofline": _floor(closed, peak, band) / d.seconds if d.seconds else 0.0,
+                    "group": tuned.names[closed.digest], "calls": calls[closed.digest],
+                    "median_s": d.seconds, "library_s": d.library, "source": d.source,
+                    "roofline": floor / d.seconds if d.seconds else 0.0,
                 })  # fmt: skip
-        yield records
+        yield sorted(records, key=lambda r: -r["calls"] * r["median_s"])
 
 
-def roofline(cuda: Cuda) -> tuple[float, float]:
-    """Operations a second of a large product, and bytes a second of a large copy, here."""
+def roofline(cuda: Cuda, kind: str) -> dict[str, float]:
+    """Operations a second of a large product of an element type, and bytes a second of a large
+    copy, on this device."""
     n, words = (8192, 1 << 28) if cuda.kind == "cuda" else (64, 1 << 12)
-    a = torch.randn(n, n, device=cuda.device, dtype=torch.bfloat16)
-    x = torch.empty(words, device=cuda.device)
-    product, copy = cuda.seconds(lambda: (a @ a,), lambda: (x.clone(),))
-    return 2 * n**3 / product, 2 * 4 * words / copy
+    use_tf32(kind)
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    a = torch.randn(n, n, device=cuda.device, dtype=dtype)
+    x, y = (torch.empty(words, device=cuda.device) for _ in range(2))
+    product, copy = cuda.seconds(lambda: (a @ a,), lambda: (y.copy_(x),))
+    return {kind: 2 * n**3 / product, "bytes": 2 * 4 * words / copy}
 
 
 def _tuned(cuda: Cuda) -> Tuned:
