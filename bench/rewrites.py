@@ -1,7 +1,7 @@
 """`whet bench --suite rewrites`: what rewriting is worth, the kernels and backends being the same.
 
     --part cost          predicted cost alone: nothing is compiled or timed
-    --part time          measured time alone, with all rules that are shipped
+    --part time          measured time alone, with all rules and with the generated ones alone
     --through "CMD …"    what the process that measures is started through, once all is compiled
 
 A record is one model. `cost_s` has predicted seconds of the graph as it was captured, of what the
@@ -144,8 +144,6 @@ def _times(name: str, model: Any, args: argparse.Namespace) -> dict[str, Any]:
     graphs, facts = {"plain": graph}, {}
     with torch.no_grad():
         searched = {"rewritten": Rules(), "generated": generated()}
-        if args.part == "time":
-            del searched["generated"]
         for which, rules in searched.items():
             budget = Budget(seconds=SEARCH_S, clock=time.process_time)
             watch = Stopwatch(chooser, 2 * args.budget, store)

@@ -394,6 +394,31 @@ def test_rules_are_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "no list of conjectures" in capsys.readouterr().err
 
 
+WHOLE = {"name": "whole", "inputs": {"x": ["m"]}, "lhs": "x", "rhs": "x"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("x == x", "an entry is no object"),
+        ({**WHOLE, "rhs": 3}, "rhs of an entry is no str and no list"),
+        ({**WHOLE, "inputs": ["x"]}, "inputs of an entry is no dict"),
+        ({**WHOLE, "inputs": {"x": "m"}}, "the shape of x is no list of sizes"),
+        ({k: v for k, v in WHOLE.items() if k != "lhs"}, "an entry has no lhs"),
+    ],
+)
+def test_an_entry_that_is_no_conjecture_is_named(
+    entry: object, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "stated.json"
+    file.write_text(json.dumps([WHOLE, entry]))
+    assert main(["rules", "decide", str(file)]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "entry 2" in told
+    assert ("(whole)" in told) == isinstance(entry, dict)
+
+
 def test_rules_that_are_not_proven_show(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

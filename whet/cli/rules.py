@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from whet.rewrite.conjecture import Conjecture
     from whet.rewrite.decide import Decision
     from whet.rewrite.rule import Verdict
+    from whet.rewrite.scopes import Scope
 
 BY_HAND = "stated by hand"
 
@@ -291,28 +292,52 @@ def _generate(args: argparse.Namespace, console: Console) -> int:
     found = tabulated(lines, console.progress, journals)
     place = args.output or (library.PLACE if not args.names else Path("rules.txt"))
     consoles.write(place, library.printed(found))
-    rows = [["scope", "graphs", "conjectures", "rules", "unknown", "kept"]]
+    rows = [["scope", "size", "over", "graphs", "conjectures", "rules", "unknown", "kept"]]
     for s, o in zip(scopes, outcomes, strict=True):
         kept = sum(e.scope == s.name for e in found)
-        rows.append(
-            [s.name, *(f"{n:,}" for n in (o.graphs, o.asked, len(o.lines), len(o.unknown), kept))]
-        )
-    console.print(table.aligned(rows, left=(0,)))
+        counts = [f"{n:,}" for n in (o.graphs, o.asked, len(o.lines), len(o.unknown), kept)]
+        rows.append([s.name, str(s.size) if s.size else "", " ".join(s.operators), *counts])
+    console.print(table.aligned(rows, left=(0, 2)))
+    console.print(_breadth(scopes))
     spent = time.monotonic() - began
     used = [
         resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
     memory = sum(used) * 1024
     console.print(
-        f"\n{table.counted(len(found), 'rule')} of {len(lines)} in {table.duration(spent)}, "
+        f"\n{table.counted(len(found), 'rule')} of {len(lines)} in {table.duration(spent)} "
+        f"({_processor():.0f} s of processor time), "
         f"at most {memory / 2**30:.1f} GiB; written to {place}"
     )
     console.finish({
         "rules": len(found), "found": len(lines), "seconds": spent, "bytes": memory,
-        "scopes": [{"name": s.name, "graphs": o.graphs, "asked": o.asked, "found": len(o.lines),
+        "processor": _processor(),
+        "scopes": [{"name": s.name, "size": s.size, "operators": s.operators,
+                    "leaves": s.leaf_texts, "attributes": dict(s.given),
+                    "graphs": o.graphs, "asked": o.asked, "found": len(o.lines),
                     "unknown": o.unknown} for s, o in zip(scopes, outcomes, strict=True)],
     })  # fmt: skip
     return 0
+
+
+def _processor() -> float:
+    """Seconds of processor time of this process and of those that it has waited for."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+def _breadth(scopes: Sequence[Scope]) -> str:
+    """What the scopes are exhaustive about, and what they are not."""
+    lines = [
+        "", "Every graph of up to `size` of a scope's operators over its leaves, at its attribute",
+        "values, was looked at; none of more, and none that mixes operators of several scopes.",
+    ]  # fmt: skip
+    for size in sorted({s.size for s in scopes if s.size}, reverse=True):
+        here = sorted({o for s in scopes if s.size == size for o in s.operators})
+        lines.append(f"  up to {size}: {' '.join(here)}")
+    return "\n".join(lines)
 
 
 # -- decide --------------------------------------------------------------------------------------
@@ -349,9 +374,37 @@ def _read(file: Path) -> list[Mapping[str, Any]]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InputError(f"{file} cannot be read as JSON", got=fault) from None
-    if not (isinstance(data, list) and all(isinstance(x, dict) for x in data)):
+    if not isinstance(data, list):
         raise InputError(
             f"{file} is no list of conjectures",
             expected='[{"name", "inputs", "lhs", "rhs"}, …]; see docs/rules.md',
+            got=type(data).__name__,
         )
+    for number, entry in enumerate(data, 1):
+        _check(entry, number, file)
     return data
+
+
+_FIELDS = {"inputs": (dict,), "lhs": (str, list), "rhs": (str, list)}
+
+
+def _check(entry: object, number: int, file: Path) -> None:
+    """Raises `InputError` for an entry that is no conjecture; what it states is looked at later."""
+    name = entry.get("name") if isinstance(entry, dict) else None
+    where = f"{file}, entry {number}" + (f" ({name})" if name else "")
+    if not isinstance(entry, dict):
+        raise InputError("an entry is no object", got=json.dumps(entry)[:80], where=where,
+                         expected='{"name", "inputs", "lhs", "rhs"}')  # fmt: skip
+    for field, types in _FIELDS.items():
+        if field not in entry:
+            raise InputError(f"an entry has no {field}", got=", ".join(entry) or "nothing",
+                             expected="name, inputs, lhs, rhs; if", where=where)  # fmt: skip
+        if not isinstance(entry[field], types):
+            raise InputError(
+                f"{field} of an entry is no {' and no '.join(t.__name__ for t in types)}",
+                got=json.dumps(entry[field])[:80], where=where,
+            )  # fmt: skip
+    for tensor, shape in entry["inputs"].items():
+        if not isinstance(shape, list):
+            raise InputError(f"the shape of {tensor} is no list of sizes",
+                             got=json.dumps(shape)[:80], where=where)  # fmt: skip

@@ -22,6 +22,7 @@ from typing import Any
 
 from whet.errors import MissingError
 from whet.ir.types import Monomial, Poly, Quotient, Size
+from whet.rewrite.witness import Witnesses
 
 Facts = frozenset[Size]
 Value = Any
@@ -74,6 +75,7 @@ class Integers:
         self.assumed: Facts = frozenset(assumed)
         self.queries = 0
         self._answers: dict[tuple[Facts, Size], bool] = {}
+        self._witnesses = Witnesses(self.positive)
         self._symbols: dict[Size, frozenset[str]] = {}
         self._linear: dict[Size, Any] = {}
         self._unknowns: dict[Size, list[tuple[Monomial, Any]]] = {}
@@ -165,6 +167,8 @@ class Integers:
         return self._answers[key]
 
     def _ask(self, known: Facts, fact: Size) -> bool:
+        if self._witnesses.against((*self.assumed, *known), fact):
+            return False
         z3 = _z3()
 
         self.queries += 1
@@ -188,7 +192,13 @@ class Integers:
         for monomial, unknown in used.items():
             if all(a in self.positive for a in monomial):
                 solver.add(unknown >= 1)
-        return bool(solver.check() == z3.unsat)
+        found = solver.check()
+        if found == z3.sat:
+            model, named = solver.model(), [(m[0], x) for m, x in used.items() if len(m) == 1]
+            values = {a: v.as_long() for a, x in named
+                      if isinstance(a, str) and (v := model[x]) is not None}  # fmt: skip
+            self._witnesses.keep(values, (*self.assumed, *known), fact)
+        return bool(found == z3.unsat)
 
     def _quotients(self, facts: list[Size], goal: Size) -> Iterator[tuple[Size | None, Size]]:
         """(premise, conclusion) about each floor division by a positive number that occurs."""

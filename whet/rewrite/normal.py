@@ -23,7 +23,7 @@ from fractions import Fraction
 
 from whet.ir.functions import FUNCTIONS
 from whet.ir.types import Poly, Size
-from whet.rewrite import bycases, extremes, laws, logistic
+from whet.rewrite import bycases, extremes, laws, logistic, monotone
 from whet.rewrite import terms as tm
 from whet.rewrite.integers import Facts, Integers, negation
 from whet.rewrite.reading import Unreadable
@@ -270,8 +270,29 @@ class Normal:
             if all(not (c.bound or c.guards) for c in done):
                 return tm.of(Applied("maximum", tuple(c.body for c in done)))
             added, scale, done = extremes.drawn_out(done)
-            return added + tm.scaled(tm.of(Fold("max", tuple(done))), scale)
+            inside = tm.of(Fold("max", tuple(done)))
+            same = monotone.alike([c.body for c in done])
+            if same is not None and any(self._is_somewhere(c, facts) for c in done):
+                sign = -1 if same.turned else 1
+                cases = [replace(c, body=tm.scaled(x, sign))
+                         for c, x in zip(done, same.inner, strict=True)]  # fmt: skip
+                inside = same.of(tm.scaled(self.fold(Fold("max", tuple(cases)), facts), sign))
+            return added + tm.scaled(inside, scale)
         return tm.of(Fold(f.kind, tuple(done)))
+
+    def _is_somewhere(self, c: Case, facts: Facts) -> bool:
+        """Whether a case certainly has values: each of its axes a range of its own."""
+        left = c.guards
+        for b in c.bound:
+            about = [g for g in c.guards if b in tm.symbols(g)]
+            lows = [low for g in about if (low := _bound_by(g, b, 1)) is not None]
+            highs = [high for g in about if (high := _bound_by(g, b, -1)) is not None]
+            if len(lows) != 1 or len(highs) != 1 or len(about) != 2:
+                return False
+            if not self.integers.implied(facts, highs[0] - lows[0]):
+                return False
+            left = left.difference(about)
+        return not left
 
     def _nonempty(self, t: Term, facts: Facts) -> Term:
         """A case without the axes that it does not vary along, where they have a value at all."""
@@ -311,6 +332,11 @@ class Normal:
         if fn == "abs":
             return tm.of(Applied("maximum", (args[0], tm.scaled(args[0], -1))))
         if fn == "maximum":
+            alike = monotone.alike(args)
+            if alike is not None:
+                sign = -1 if alike.turned else 1
+                inner = tuple(tm.scaled(x, sign) for x in alike.inner)
+                return alike.of(tm.scaled(tm.of(Applied("maximum", inner)), sign))
             found = extremes.maximum(args, lambda s: self.simplify(s, facts))
             if found is not None:
                 return found

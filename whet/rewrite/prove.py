@@ -6,7 +6,8 @@
     classify    what the rule does to rounding, and whether it computes at all
 
 The trusted core is this file with `conjecture` (building the sides), `reading`, `terms`, `normal`,
-`spelling` and `integers`. The matcher is not part of it: what it finds is built again and compared.
+`spelling`, `integers` with `witness`, and the laws of functions: `laws`, `monotone`, `extremes`,
+`logistic`, `bycases`. The matcher is not part of it: what it finds is built again and compared.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ from whet.run.record import Gain, Rewrite
 from whet.search import Budget, Greedy, Journal, StopReason, search
 from whet.store import Store
 
+MEMORY = 4 << 30
+"""Bytes that a process may come to hold more while it searches: an e-graph is not all there is."""
 KIND = "rewritten-1"
 """What rewritten graphs are filed under, by the digest of the captured one."""
 
@@ -187,6 +189,7 @@ def rewritten(
             depends on them is free.
     """
     rules = rules or Rules()
+    budget = budget.part(memory=MEMORY)
     prover = Prover(Proofs(store))
     plain = Rewritten(graph)
     folded, found = _searched(plain, rules.sure, prover, budget, training)

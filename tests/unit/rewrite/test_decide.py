@@ -81,11 +81,12 @@ def test_what_is_false_is_refuted(claim: dict[str, object], decider: Decider) ->
 
 MANY = [
     claim
-    for name in ("conjectures.json", "substitutions.json")
+    for name in ("conjectures.json", "substitutions.json", "elsewhere.json")
     for claim in json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 ]
-"""Laws of tensors, and substitutions as other optimizers have them, with constants, groups, margins
-and several outputs: true, true under their condition, or false, as `want` says."""
+"""Laws of tensors; substitutions as other optimizers have them, with constants, groups, margins and
+several outputs; laws of layouts, windows, attention and norms, which no scope was made for: true,
+true under their condition, or false, as `want` says."""
 
 
 @pytest.mark.parametrize("part", range(6))

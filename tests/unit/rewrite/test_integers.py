@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from whet.ir.types import Poly
 from whet.rewrite.integers import Integers, negation
+from whet.rewrite.witness import Witnesses
 
 A, B, C, X = (Poly.symbol(n) for n in ("A", "B", "C", "@x"))
 
@@ -42,3 +43,28 @@ def test_plain_answers_need_no_solver() -> None:
     assert integers.decided(frozenset({X}), X + 1) is True
     assert integers.decided(frozenset({X}), -X - 1) is False
     assert integers.decided(frozenset({X}), X - 1) is None
+
+
+def test_an_example_that_was_seen_answers_again() -> None:
+    """A second no is not asked for, a yes always is; an example with other numbers is none."""
+    integers = Integers({"A", "B"})
+    known = frozenset({X, A - 1 - X})
+    assert not integers.implied(known, A - 2 - X)
+    asked = integers.queries
+    assert not integers.implied(known, A - 2 - X - X + X)
+    assert not integers.implied(known, A * B - B - 1 - X * B)
+    assert integers.queries <= asked + 1
+    assert integers.implied(known, A * B - B - X * B)
+    assert not integers.implied(known | {A - 5}, A - 2 - X)
+
+
+def test_what_a_solver_takes_for_numbers_is_looked_at() -> None:
+    """Its products and quotients are unknowns of their own: what they say may be no example."""
+    seen = Witnesses({"A"})
+    seen.keep({"A": 3, "@x": 2}, [A - X], A * X - 7)
+    assert seen.against([A - X], A * X - 7)
+    assert not seen.against([A - X], A * X - 6)
+    seen.keep({"A": 0}, [A], A - 1)  # A is at least 1
+    seen.keep({"A": 4, "@x": 0}, [-X], A // X - 9)  # divided by 0
+    assert not seen.against([-X], A // X - 9)
+    assert not seen.against([A - 4], A * X - 7)

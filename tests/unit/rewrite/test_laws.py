@@ -45,6 +45,11 @@ online softmax: matmul(softmax(concat(x[M, N], y[M, P], axis=1), 1), concat(u[N,
 relu of a pool: relu(max_pool2d(x[N, C, H, W], kernel=(2, 2), {_WINDOW})) == max_pool2d(relu(x), kernel=(2, 2), {_WINDOW})
 pool of a pool: max_pool2d(max_pool2d(x[N, C, H, W], kernel=(2, 2), {_WINDOW}), kernel=(2, 2), {_WINDOW}) == max_pool2d(x, kernel=(3, 3), {_WINDOW})
 mean as a convolution: avg_pool2d(x[N, C, H, W], kernel=(3, 2), stride=S, padding=P, extra=(0, 0), include_padding=1) == conv2d(x, full(size=(C, 1, 3, 2), value=1.0) / 6, groups=C, stride=S, padding=P, dilation=(1, 1))
+mean over any windows: avg_pool2d(x[N, C, H, W], kernel=(R, Q), stride=(S, T), padding=(p, q), extra=(0, 0), include_padding=1) == conv2d(x, full(size=(C, 1, R, Q), value=1.0) / (R*Q), groups=C, stride=(S, T), padding=(p, q), dilation=(1, 1))
+minimum of a function: minimum(tanh(x[N]), tanh(y[N])) == tanh(minimum(x, y))
+maximum of a function that is turned: amax(-sigmoid(x[M, N]), dims=(1,)) == -sigmoid(amin(x, dims=(1,)))
+maximum of a power and a shift: amax(exp(x[M, N] + y[M, 1]), dims=(1,)) == exp(amax(x, dims=(1,)) + reshape(y, size=(M,)))
+function of a pool: sigmoid(max_pool2d(x[N, C, H, W], kernel=(R, Q), stride=(S, T), padding=(0, 0), dilation=(1, 1), extra=(0, 0))) == max_pool2d(sigmoid(x), kernel=(R, Q), stride=(S, T), padding=(0, 0), dilation=(1, 1), extra=(0, 0))
 identity matrix: matmul(x[M, K], tril(triu(full(size=(K, K), value=1.0), 0), 0)) == x
 Winograd: conv1d(x[1, 1, 4], w[1, 1, 3], groups=1, stride=(1,), padding=(0,), dilation=(1,)) == reshape([[1, 1, 1, 0], [0, 1, -1, -1]] @ (([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]] @ reshape(w, size=(3, 1))) * ([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]] @ reshape(x, size=(4, 1)))), size=(1, 1, 2))
 """
@@ -52,6 +57,9 @@ FALSE = """
 relu is linear: relu(x[N] + y[N]) == relu(x) + relu(y)
 relu of minus: relu(-2.0 * x[N]) == -2.0 * relu(x)
 times distributes over maximum: maximum(x[N], y[N]) * c[N] == maximum(x * c, y * c)
+maximum of different functions: maximum(tanh(x[N]), sigmoid(y[N])) == tanh(maximum(x, y))
+maximum of multiples: maximum(tanh(x[N]), 2.0 * tanh(y[N])) == 2.0 * tanh(maximum(x, y))
+maximum of cosines: maximum(cos(x[N]), cos(y[N])) == cos(maximum(x, y))
 sigmoid is odd: sigmoid(-x[N]) == -sigmoid(x)
 maximum of negative powers: maximum(exp(-x[N]), exp(-y[N])) == exp(-maximum(x, y))
 clamped elsewhere: clamp(clamp(x[N], low=0.0, high=6.0), low=1.0, high=6.0) == clamp(x, low=0.0, high=6.0)
@@ -98,3 +106,10 @@ def test_false_laws_are_refuted(text: str) -> None:
 def test_a_level_of_strassen() -> None:
     assert isinstance(prove(strassen()), Rule)
     assert isinstance(prove(strassen("-")), Refutation)
+
+
+def test_a_maximum_over_nothing_is_none_of_a_functions_values() -> None:
+    """A window that lies in the padding alone has -inf, whatever is done to numbers before."""
+    pool = "max_pool1d({}, kernel=(1,), stride=(1,), padding=(1,), dilation=(1,), extra=(0,))"
+    text = f"sigmoid({pool.format('x[N, C, H]')}) == {pool.format('sigmoid(x)')}"
+    assert not isinstance(prove(f"padded: {text}"), Rule)

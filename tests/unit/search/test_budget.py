@@ -7,6 +7,7 @@ import pytest
 from tests.unit.search.spaces import Clock
 from whet.errors import SearchError
 from whet.search import Budget, StopReason
+from whet.search.budget import resident
 
 
 def test_a_fresh_budget_has_no_reason_to_stop():
@@ -44,6 +45,25 @@ def test_an_inner_budget_spends_from_the_outer_one():
     inner.spend(candidates=5, nodes=1)
     assert inner.stop() is outer.stop() is StopReason.BUDGET
     assert outer.nodes_left == 49
+
+
+def test_memory_is_counted_from_the_making():
+    held = [100.0]
+    outer = Budget(gauge=lambda: held[0])
+    inner = outer.part(memory=50).part(candidates=3)
+    held[0] = 150
+    assert (inner.stop(), inner.memory_left) == (None, 0)
+    held[0] = 151
+    assert inner.stop() is StopReason.BUDGET
+    assert outer.stop() is None
+    held[0] = 0
+    assert inner.stop() is None
+
+
+def test_what_the_process_holds_is_known():
+    before = resident()
+    held = bytearray(b"1") * (64 << 20)
+    assert len(held) / 2 < resident() - before < 4 * len(held)
 
 
 @pytest.mark.parametrize("which", [0, 1])
