@@ -160,6 +160,7 @@ class Choices:
         sample: value → (dim, inner) of the samples in it, for axes that cut samples only.
         pinned: mesh axes that cut samples wherever a node has them, and nothing else.
         tail: nodes that pass parts of a sum on: views and sums of parameters' gradients.
+        meets: nodes that may do so along axes that are not pinned: sums of products.
         barred: mesh axis → (value, dim, inner) that it must not cut.
     """
 
@@ -168,6 +169,7 @@ class Choices:
     sample: Mapping[Node, tuple[int, int]] = field(default_factory=dict)
     pinned: frozenset[str] = frozenset()
     tail: frozenset[Node] = frozenset()
+    meets: frozenset[Node] = frozenset()
     barred: Mapping[str, frozenset[tuple[Node, int, int]]] = field(default_factory=dict)
     _known: dict[Node, tuple[Choice, ...]] = field(default_factory=dict)
 
@@ -194,7 +196,7 @@ class Choices:
                 options.append([SUMS if given is None and node in self.tail else given])
                 continue
             row: list[tuple[str, int] | None] = [None]
-            if node in self.tail:
+            if node in self.tail or node in self.meets:
                 row.append(SUMS)
             for a, cut in cuts.items():
                 for k, (inner, extent) in enumerate(self.factors.of(node, a)):
@@ -412,6 +414,31 @@ def tails(
             if moves_only(instance, out) or _adds(instance, out):
                 found.add(n)
     return frozenset(found | chain)
+
+
+def meets(nodes: Iterable[Node]) -> frozenset[Node]:
+    """Sums with products among what is summed, and views on the way: where a product is parts of a
+    sum, so can the sum be, and all is added up once (what flows back through queries, keys, values
+    and past them, say)."""
+    views: set[Node] = set()
+    made: dict[Node, bool] = {}  # what is made of products alone: whether it is a sum of some
+    for n in nodes:
+        if n.is_leaf or n.op in ("opaque", "item") or not n.operands:
+            continue
+        instance = instance_of(n)
+        out = out_of(n, instance)
+        if contracts(instance, out):
+            made[n] = False
+        elif _adds(instance, out) and any(a in made and a.shape == n.shape for a in n.operands):
+            made[n] = True
+        elif moves_only(instance, out) and n.operands[0] in made:
+            made[n] = made[n.operands[0]]
+            views.add(n)
+    found = {n for n, summed in made.items() if summed}
+    for n in reversed(made):
+        if n in found:
+            found |= {a for a in n.operands if a in views}
+    return frozenset(found)
 
 
 def _parts_of(node: Node) -> set[Node]:

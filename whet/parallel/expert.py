@@ -7,6 +7,8 @@
     3d          all three (Narayanan et al., SC 2021), plain and interleaved schedules
     weird       convolutions cut samples, products with parameters cut parameters
     experts     experts on different devices, everything else cuts samples
+    rows        tables of embeddings cut by rows or by columns, everything else cuts samples
+    columns     (Mudigere et al., "Software-hardware co-design for ... recommendation", ISCA 2022)
 
 A baseline is as good as its best member. `tuned` looks for it as an engineer would: degrees far
 apart with likely other fields first, then one field after another as long as that helps.
@@ -15,7 +17,7 @@ apart with likely other fields first, then one field after another as long as th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from whet.ir.graph import Node
@@ -26,7 +28,8 @@ from whet.parallel.sharding import Sharding
 from whet.parallel.strategy import Recipe, Strategy, even
 from whet.parallel.work import work
 
-FAMILIES = ("data", "fsdp", "tensor", "pipeline", "3d", "weird", "experts")
+FAMILIES = ("data", "fsdp", "tensor", "pipeline", "3d", "weird", "experts", "rows", "columns")
+LOOSE = ("weird", "experts", "rows", "columns")  # whose style is their own: samples are not pinned
 STARTS = 6  # degrees of a family that are looked at first
 
 Score = tuple[bool, float]  # whether it does not fit; seconds, the longer the less it fits
@@ -35,7 +38,9 @@ Rate = Callable[[Strategy], Score | None]
 
 def fixed(problem: Problem, style: str) -> dict[Node, Choice]:
     """Choices that a style decides itself."""
-    if style not in ("weird", "experts"):
+    if style in ("rows", "columns"):
+        return _tables(problem, 0 if style == "rows" else 1)
+    if style not in LOOSE:
         return {}
     found: dict[Node, Choice] = {}
     for n in problem.layer.forward:
@@ -56,6 +61,31 @@ def fixed(problem: Problem, style: str) -> dict[Node, Choice]:
                     found[n] = c
                     break
     return found
+
+
+def _tables(problem: Problem, dim: int) -> dict[Node, Choice]:
+    """Every table of which rows are looked up, cut by one of its dims: along "tensor" where there
+    is such an axis (each group has all tables), else along "data"."""
+    axis = "tensor" if dict(problem.mesh).get("tensor", 1) > 1 else "data"
+    found: dict[Node, Choice] = {}
+    for n in problem.layer.forward:
+        if work(n).kind != "gather" or n.operands[0].op != "parameter":
+            continue
+        for c in problem.choices.of(n):
+            own = c.operands[0]
+            cut = [(d, a) for d, _, a in own.cuts if a not in problem.time] if own else []
+            if cut == [(dim, axis)]:
+                found[n] = c
+                break
+    return found
+
+
+def tabled(nodes: Iterable[Node]) -> frozenset[Node]:
+    """Parameters of which rows are looked up."""
+    return frozenset(
+        n.operands[0] for n in nodes
+        if work(n).kind == "gather" and n.operands and n.operands[0].op == "parameter"
+    )  # fmt: skip
 
 
 def _on(s: Sharding, axis: str) -> bool:
@@ -123,6 +153,8 @@ class Family:
             (d, t) for d in depths for t in tensors
             if total % (d * t) == 0 and self.batch % (total // (d * t)) == 0
         ]  # fmt: skip
+        if self.name in ("rows", "columns"):
+            return [(d, t) for d, t in rows if d == 1]
         wanted = {"tensor": (False, True), "pipeline": (True, False), "3d": (True, True)}.get(
             self.name, (False, False)
         )
@@ -141,8 +173,8 @@ class Family:
             m.microbatches % m.depth or m.depth * m.chunks > len(self.weights) or m.depth == 1
         ):
             return None
-        pinned = frozenset() if self.name in ("weird", "experts") else frozenset({"data"})
-        style = self.name if self.name in ("weird", "experts") else "tokens"
+        pinned = frozenset() if self.name in LOOSE else frozenset({"data"})
+        style = self.name if self.name in LOOSE else "tokens"
         recipe = Recipe((("data", data), ("tensor", m.tensor)), pinned, style)
         size = total // m.depth
         groups = [self.devices[k * size : (k + 1) * size] for k in range(m.depth)]

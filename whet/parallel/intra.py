@@ -29,6 +29,7 @@ from whet.parallel.work import step, work
 from whet.search import Constraint, minimize
 
 LARGE = 1e3  # seconds: an option that cannot be
+GATHERED = 3  # options of a group that are tried with its shared members whole as well
 
 Price = Callable[[Step], float]
 Assignment = Mapping[Node, Choice]
@@ -304,24 +305,54 @@ class Problem:
     ) -> list[tuple[dict[Node, Choice], float]]:
         """(choices of the group's nodes, seconds) for every option, the cheapest first."""
         leader = group[0]
-        found = []
+        found: dict[str, list[tuple[dict[Node, Choice], float]]] = {
+            "plain": [], "settled": [], "gathered": []
+        }  # fmt: skip
         seen = set()
         choices = [fixed[leader]] if leader in fixed else self.choices.of(leader)
         axes = {a for a, n in self.mesh if a not in self.time and n > 1}
         parts = [c for c in choices if any(a in axes for a, _ in c.result.partial)]
         rows = [*((c, False) for c in choices), *((c, True) for c in parts)]
-        for choice, settled in rows:
-            chosen = self._follow(group, choice, fixed, settled=settled)
+
+        def add(choice: Choice, given: Mapping[Node, Choice], kind: str) -> None:
+            chosen = self._follow(group, choice, given, settled=kind == "settled")
             key = tuple(sorted((self._order.get(n, -1), id(c)) for n, c in chosen.items()))
             if key not in seen:
                 seen.add(key)
-                found.append((chosen, self._group_s(group, chosen), settled))
-        best = min(x for _, x, _ in found)
+                found[kind].append((chosen, self._group_s(group, chosen)))
+
+        for choice, settled in rows:
+            add(choice, fixed, "settled" if settled else "plain")
+        shared = self._shared(group) - {leader, *fixed}
+        if shared:
+            whole = {n: c for n in shared if (c := self._unmoved(n)) is not None}
+            best = sorted(found["plain"], key=lambda f: f[1])[:GATHERED]
+            for choice in {id(c[leader]): c[leader] for c, _ in best}.values():
+                add(choice, {**whole, **fixed}, "gathered")
+        least = min(x for row in found.values() for _, x in row)
         kept = []
-        for settled in (False, True):
-            own = sorted((f[:2] for f in found if f[2] is settled), key=lambda f: f[1])
-            kept += [f for f in own if f[1] < best + LARGE / 2][: self.most]
+        for row in found.values():
+            row.sort(key=lambda f: f[1])
+            kept += [f for f in row if f[1] < least + LARGE / 2][: self.most]
         return kept
+
+    def _shared(self, group: Sequence[Node]) -> frozenset[Node]:
+        """Members that several others read, outside of the group: made whole there, what one
+        reader gathers serves all of them, and is paid for once."""
+        inside = set(group)
+        return frozenset(
+            n for n in group
+            if not n.is_leaf and len([u for u in self._users.get(n, ()) if u not in inside]) > 1
+        )  # fmt: skip
+
+    def _unmoved(self, n: Node) -> Choice | None:
+        """The choice of a node that cuts nothing but samples."""
+        loose = {a for a, _ in self.mesh} - self.choices.pinned - self.time
+        return next(
+            (c for c in self.choices.of(n)
+             if not c.result.partial and not any(a in loose and a != "data" for a, _, _ in c.cuts)),
+            None,
+        )  # fmt: skip
 
     def _follow(
         self, group: Sequence[Node], choice: Choice, fixed: Mapping[Node, Choice], *,

@@ -20,7 +20,7 @@ from whet.ir.graph import Graph, Node, topological
 from whet.machine import Mesh, Topology
 from whet.parallel import expert
 from whet.parallel.blocks import Layer, Model
-from whet.parallel.choice import Choice, Choices, Factors, samples, tails
+from whet.parallel.choice import Choice, Choices, Factors, meets, samples, tails
 from whet.parallel.cut import known
 from whet.parallel.intra import Problem, Solved
 from whet.parallel.lowering import lower
@@ -62,6 +62,7 @@ class Library:
     _second: dict[Node, tuple[int, int]] = field(default_factory=dict)
     _places: frozenset[tuple[Node, int, int]] = frozenset()
     _tails: frozenset[Node] = frozenset()
+    _meets: frozenset[Node] = frozenset()
 
     @classmethod
     def of(
@@ -76,6 +77,7 @@ class Library:
             (n, *at) for table in (made._sample, made._second) for n, at in table.items()
         )
         grads = [g for x in model.layers for g in x.gradients.values()]
+        made._meets = meets(graph.nodes)
         made._tails = tails(graph.nodes, grads, graph.outputs[0] if grads else None)
         return made
 
@@ -207,7 +209,7 @@ class Library:
             }
         return Choices(
             self._factors[number], self.axes(recipe, micro), self._sample,
-            recipe.pinned | TIME, self._tails, barred,
+            recipe.pinned | TIME, self._tails, self._meets, barred,
         )  # fmt: skip
 
     @staticmethod

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field, replace
 
 from whet.errors import SearchError, WhetError
 from whet.parallel.bound import Bound
+from whet.parallel.cut import known
 from whet.parallel.executable import refusal
-from whet.parallel.expert import FAMILIES, Family, Score, divisors, tuned
+from whet.parallel.expert import FAMILIES, Family, Score, divisors, tabled, tuned
 from whet.parallel.library import Library
 from whet.parallel.limits import SIMULATED, Limits
 from whet.parallel.moves import Moves
@@ -219,6 +220,7 @@ class Search:
         has = {
             "weird": "window" in kinds,
             "experts": self._mixture() and "window" not in kinds,
+            **dict.fromkeys(("rows", "columns"), self._tabled()),
         }
         names = [f for f in FAMILIES if has.get(f, True)]
         devices = tuple(range(library.cluster.size))
@@ -256,6 +258,14 @@ class Search:
     def _mixture(self) -> bool:
         """Whether some product has a parameter for each of several parts of the data."""
         return any(len(p.shape) == 3 for x in self.library.model.layers for p in x.gradients)
+
+    def _tabled(self) -> bool:
+        """Whether most of the parameters are tables of which rows are looked up."""
+        library, own = self.library, 0
+        for number in library.model.order:
+            layer = library.model.layers[number]
+            own += sum(known(p.type.nbytes) for p in tabled(layer.forward))
+        return 2 * own > library.parameters()
 
     def _node(self) -> int:
         return max(1, min(node.devices for node in self.library.cluster.nodes))

@@ -13,6 +13,8 @@ A style says what the 0-1 program of a block may do and what memory counts for i
                (Krizhevsky, "One weird trick", 2014)
     experts    products with a parameter for each of many cut these, all others cut samples
                (Lepikhin et al., "GShard", 2020)
+    rows       tables of which rows are looked up are cut by rows along "data", or
+    columns    by columns; all others are free
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-STYLES = ("free", "lean", "tokens", "weird", "experts")
+STYLES = ("free", "lean", "tokens", "weird", "experts", "rows", "columns")
 
 
 @dataclass(frozen=True, slots=True)

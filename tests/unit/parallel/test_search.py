@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from whet.capture.joint import capture_joint
+from whet.capture.training import captured
 from whet.errors import SearchError
 from whet.machine import topology
 from whet.parallel import blocks, explain
@@ -124,3 +125,21 @@ def test_a_sweep_says_where_the_best_plan_changes():
     points = [(25.0, first, 1.0), (50.0, first, 0.9), (100.0, other, 0.5)]
     (line,) = explain.changes(points)
     assert line.startswith("between 50 and 100: ")
+
+
+def test_tables_of_a_recommender_are_cut_by_its_experts_and_by_nothing_else():
+    given = captured("models:dlrm:small", 64, "float32")
+    library, one = search(given)
+    found = one.run()
+    for family, dim in (("rows", 0), ("columns", 1)):
+        strategy, ran = found.baselines[family]
+        assert ran.seconds >= found.simulated.seconds
+        part = strategy.parts[0]
+        rows = {
+            n.name: c.result.cuts
+            for place in range(part.first, part.last)
+            for n, c in library.choices_of(part, place, strategy.microbatches).items()
+            if n.op == "parameter"
+        }
+        for name, cuts in rows.items():
+            assert [d for d, _, _ in cuts] == ([dim] if name.startswith("tables") else [])
