@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from whet.capture.joint import capture_joint
-from whet.capture.models import vision
-from whet.machine import topology
+from whet.capture.models import mixtral, vision
+from whet.machine import Mesh, topology
 from whet.parallel import blocks
 from whet.parallel.library import Library
 from whet.parallel.placed import Optimizer
@@ -111,6 +111,57 @@ def test_one_weird_trick():
     assert len(wide) == 2
     assert all(rows[n] for n in wide)
     assert not any(c for n, c in rows.items() if len(shape(model, n)) == 4)
+
+
+@pytest.mark.full
+def test_one_weird_trick_for_alexnet():
+    """The network that the trick was found for, at its own size."""
+    with torch.device("meta"):
+        given = vision.build(
+            1024, kind="alexnet", widths=(64, 192, 384, 256, 256), wide=4096, classes=1000,
+            image=224,
+        )  # fmt: skip
+    model = captured(*given, torch.float32)
+    library, best, _ = found(model, "p100x4:4", Optimizer(), budget=20.0)
+    rows = cuts(library, best)
+    assert all(part.recipe.size("data") > 1 for part in best.parts)
+    assert all(rows[n] for n in ("first.weight", "second.weight"))
+    kernels = [n for n in rows if len(shape(model, n)) == 4]
+    assert len(kernels) == 5
+    assert not any(rows[n] for n in kernels)
+
+
+class Experts(nn.Module):
+    def __init__(self, dim, hidden, experts):
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(dim), mixtral.Mixture(dim, hidden, experts, 2)
+
+    def forward(self, x):
+        return x + self.inner(self.norm(x))
+
+
+@pytest.mark.full
+def test_experts_on_devices_of_their_own():
+    """GShard: each device has some experts, tokens travel to them; all else cuts samples."""
+    with torch.device("meta"):
+        module = nn.Sequential(*(Experts(1024, 4096, 8) for _ in range(2)))
+        x, t = torch.randn(64, 512, 1024), torch.randn(64, 512, 1024)
+    model = captured(module, (x,), (t,), mean, torch.bfloat16)
+    library, best, _ = found(model, "h100x8", budget=15.0)
+    (part,) = best.parts
+    assert part.recipe.axes[0] == ("data", 8)
+    experts = {"gate", "up", "down"}
+    for name, cut in cuts(library, best).items():
+        expected = [(0, "data")] if name.rpartition(".")[2] in experts else []
+        assert [(dim, axis) for dim, _, axis in cut] == expected, name
+    mesh = Mesh(part.recipe.axes, part.devices)
+    sent = [
+        s.kind
+        for number in range(len(model.layers))
+        for s in library.block(number, part.recipe, mesh, best.microbatches).forward
+        if s.is_collective
+    ]
+    assert sent.count("all_to_all") == 4  # to the experts and back, twice
 
 
 def shape(model, name):
