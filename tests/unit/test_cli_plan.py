@@ -27,7 +27,7 @@ def plan(tmp_path_factory):
     found = Found(made.strategy, ran, {}, 1.0, 1, 1, 0.0, None, "test")
     source = {"model": made.name, "dtype": made.dtype, "machine": "h100x8"}
     file = tmp_path_factory.mktemp("plan") / "plan.yaml"
-    file.write_text(planfile.write(made.library, found, source))
+    file.write_text(planfile.write(planfile.data(made.library, found, source)))
     return file
 
 

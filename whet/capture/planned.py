@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from whet.backend.library import run_opaque
+from whet.capture.rewritten import again, of_plan, steps
 from whet.capture.training import Training, training
 from whet.errors import WhetError
 from whet.ir.graph import Node
@@ -88,8 +89,7 @@ def planned(text: str, model: str | None = None, machine: str | None = None) -> 
             hint="give --model and --machine",
         )  # fmt: skip
     dtype = str(source.get("dtype", "float32"))
-    inference = source.get("pass") == "forward"
-    step = training(name, int(data["model"]["batch"]), dtype, inference=inference)
+    step = of_plan(data, name)
     place = topology(cluster)
     strategy = planfile.read(text, step.model, place.fingerprint())
     library = Library.of(step.model, place, optimizer(dtype))
@@ -153,6 +153,7 @@ def refuse(
         most = 2
         count = 2 * most * most
     step = training(name, count, "float64", inference=not plan.training.model.training)
+    step = again(step, [s.name for s in steps(plan.training)])
     small = twin(plan, step, most=most)
     wide = dict(step.wholes())
     narrow = [
@@ -165,7 +166,7 @@ def refuse(
             got=narrow[0].type, where=narrow[0],
         )  # fmt: skip
     proof = prove(
-        small.program, small.orders, step.joint.graph, step.joint.gradients, wide,
+        small.program, small.orders, step.reference, step.joint.gradients, wide,
         step.feeds(step.inputs, step.targets), make=(make or Options()).make(), seeds=seeds,
         over=over,
     )  # fmt: skip
@@ -301,7 +302,7 @@ def forward(step: Training, options: Options) -> dict[str, Tensor]:
 
 
 def _by_graph(step: Training, options: Options) -> tuple[list[float], dict[str, Tensor]]:
-    graph, trained = step.joint.graph, step.joint.gradients
+    graph, trained = step.reference, step.joint.gradients
     wholes = {k: t.detach().clone() for k, t in step.wholes().items()}
     wholes |= {k: nn.Parameter(wholes[k], requires_grad=False) for k in trained}
     made = options.make()([wholes[k] for k in trained])  # type: ignore[misc]

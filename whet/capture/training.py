@@ -29,6 +29,7 @@ from whet.capture import models, source, zoo
 from whet.capture.joint import Joint, capture_joint
 from whet.capture.torch import capture
 from whet.errors import CaptureError, WhetError
+from whet.ir.graph import Graph
 from whet.parallel import blocks
 
 Loss = Callable[..., Tensor]
@@ -43,6 +44,9 @@ class Training:
     Attributes:
         joint: forward and backward as one graph; the forward pass alone where it is inference.
         model: the same as blocks.
+        least: up to so many nodes, it is one block.
+        rewrites: what its graph was rewritten by, as the lines of a certificate.
+        given: the graph as it was captured, where it was rewritten.
     """
 
     module: nn.Module
@@ -51,6 +55,14 @@ class Training:
     loss: Loss
     joint: Joint
     model: blocks.Model
+    least: int = blocks.SMALL
+    rewrites: tuple[str, ...] = ()
+    given: Graph | None = None
+
+    @property
+    def reference(self) -> Graph:
+        """What it has to be equal to: the graph as it was captured."""
+        return self.given if self.given is not None else self.joint.graph
 
     def feeds(
         self, inputs: tuple[Tensor, ...], targets: tuple[Tensor, ...], seed: int = 0
@@ -112,7 +124,7 @@ def training(name: str, batch: int, dtype: str, *, inference: bool = False) -> T
         ) from fault  # fmt: skip
     _sampled(name, joint, batch)
     model = blocks.model(joint.graph, joint.gradients, batch, small=least)
-    return Training(module, tuple(inputs), tuple(targets), loss, joint, model)
+    return Training(module, tuple(inputs), tuple(targets), loss, joint, model, least)
 
 
 def _sampled(name: str, joint: Joint, batch: int) -> None:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from whet.capture.rewritten import LARGE, Together, rows, together
 from whet.capture.training import Training, training
 from whet.cli.console import Console
 from whet.cli.options import seconds
@@ -53,6 +55,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--budget", type=seconds, default=60.0, metavar="TIME")
     parser.add_argument("--no-seeds", action="store_true", help="without expert strategies")
+    parser.add_argument(
+        "--rewrites", action=argparse.BooleanOptionalAction,
+        help="let proven rewrites of the step take part, in half of the time again (default: where"
+        f" the step has at most {LARGE} nodes, without --sweep)",
+    )  # fmt: skip
     parser.add_argument("--explain", action="store_true", help="say why blocks are cut so")
     parser.add_argument("--sweep", metavar="NAME=A..B", help="vary a parameter of the machine")
     parser.add_argument("--no-proof", action="store_true", help="do not prove the plan equal")
@@ -88,9 +95,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         path, values = sweep(args.sweep)
         machines = [(f"{path}={v:g}", topology(f"{args.machine},{path}={v:g}")) for v in values]
     found = searched(args, step, machines, pins, console)
-    rows = []
+    results = []
     for name, library, one, limits in found:
+        joined = jointly(args, step, library, one, limits, pins, console)
+        if joined is not None:
+            step, library, one = joined.step, joined.library, joined.found
         console.print(text(name, one, library, limits, reasons=args.explain))
+        if joined is not None:
+            console.print(f"  {joined}")
         proof: dict[str, Any] = {}
         if args.plan or not args.sweep:
             refused(library, one)
@@ -100,11 +112,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         source = {"model": args.model, "dtype": args.dtype, "machine": named}
         if args.inference:
             source["pass"] = "forward"
-        rows.append({"machine": name, **result(library, one, limits, source, proof)})
+        plan = planfile.data(library, one, source, proof, rows(step))
+        results.append({"machine": name, **result(plan, one, limits)})
         if args.plan:
-            args.plan.write_text(planfile.write(library, one, source, proof), encoding="utf-8")
+            args.plan.write_text(planfile.write(plan), encoding="utf-8")
     if not args.sweep:
-        console.finish(rows[0])
+        console.finish(results[0])
         return 0
     points = [
         (v, one.best, one.simulated.seconds)
@@ -115,8 +128,37 @@ def run(args: argparse.Namespace, console: Console) -> int:
                                  f"the best plan changes {len(lines)} times"))  # fmt: skip
     for line in lines:
         console.print(f"  {line}")
-    console.finish({"sweep": args.sweep, "changes": lines, "points": rows})
+    console.finish({"sweep": args.sweep, "changes": lines, "points": results})
     return 0
+
+
+def jointly(
+    args: argparse.Namespace, step: Training, library: Library, found: Found, limits: Limits,
+    pins: Pins, console: Console,
+) -> Together | None:  # fmt: skip
+    """What rewrites and strategies find together; None where rewrites do not take part.
+
+    Raises:
+        WhetError: rewrites are asked for of a sweep.
+    """
+    if args.sweep:
+        if args.rewrites:
+            raise WhetError(
+                "a sweep compares machines, not rewrites", got="--rewrites with --sweep",
+                hint="--rewrites at the values where the best plan changes",
+            )  # fmt: skip
+        return None
+    count = len(step.joint.graph.nodes)
+    if args.rewrites is None and count > LARGE:
+        console.say(f"rewrites left out: the step has {count} nodes (--rewrites asks for them)")
+    if args.rewrites is False or (args.rewrites is None and count > LARGE):
+        return None
+    console.progress("looking for rewrites")
+
+    def searching(there: Library, seconds: float, also: Sequence[Strategy]) -> Search:
+        return Search(there, seeds=False, pins=pins, limits=limits, budget=seconds, also=also)
+
+    return together(step, library, found, searching, budget=0.5 * args.budget)
 
 
 def searched(
@@ -197,12 +239,10 @@ def optimizer(dtype: str) -> Optimizer:
     return Optimizer(8, 4, 12) if dtype == "float32" else Optimizer(12, 4, 12)
 
 
-def result(
-    library: Library, found: Found, limits: Limits, source: dict[str, str], proof: dict[str, Any]
-) -> dict[str, object]:
+def result(plan: planfile.Data, found: Found, limits: Limits) -> dict[str, object]:
     """The search's result as data."""
     return {
-        "plan": planfile.data(library, found, source, proof),
+        "plan": plan,
         "left_out": limits.left_out(),
         "runs": EXECUTED.allow(found.best),
         "seconds": found.simulated.seconds,

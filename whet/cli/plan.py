@@ -122,15 +122,15 @@ def compared(step: Training, folder: Path) -> tuple[float, str]:
 
 
 def _changed(file: Path) -> list[str]:
-    from whet.capture.training import captured
+    from whet.capture.rewritten import of_plan
     from whet.machine import topology
 
     data = _read(file)
     source = data.get("source")
     if not source:
         raise WhetError("the plan does not say its model and machine", where=file)
-    model = captured(
-        source["model"], int(data["model"]["batch"]), source["dtype"],
-        inference=source.get("pass") == "forward",
-    )  # fmt: skip
+    try:
+        model = of_plan(data, source["model"]).model
+    except planfile.PlanFileError as fault:
+        return [f"{fault.summary}: {fault.got}"]
     return planfile.stale(data, model, topology(source["machine"]).fingerprint())

@@ -8,9 +8,12 @@
     blocks              by structural hash: parameter names of its first occurrence, and the
                         sharding of each; only what is cut is listed; then the choice of every
                         node in program order, and of every leaf, from which a run is made
-    predicted           seconds, bytes of memory, source
+    predicted           seconds, bytes of memory, source, how far off such figures were
     proof               whether it is equal to the step of one process, and what was compared
     found               how
+    rewrites            rules by which the model's graph was rewritten first, how each was proven,
+                        and its places, as a line of a certificate; the model's fingerprint is
+                        that of the rewritten graph
 
 Shardings are keyed by the name of a parameter and by the structure of its block, so that they hold
 when something else in the model changes. A plan that is read for another model or machine is
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -36,6 +39,9 @@ from whet.parallel.search import Found
 from whet.parallel.strategy import STYLES, Part, Recipe, Strategy
 
 VERSION = 1
+# How far simulated seconds were from real ones, relatively and in the mean, and of what; by whether
+# the machine is processes of a host (`whet bench --suite parallel --part real` and `published`).
+HELD = {True: (0.16, "60 runs on a host"), False: (0.13, "30 published runs")}
 Data = dict[str, Any]
 
 
@@ -55,7 +61,7 @@ def fingerprint(model: Model) -> Data:
 
 def data(
     library: Library, found: Found, source: Mapping[str, str] | None = None,
-    proof: Mapping[str, Any] | None = None,
+    proof: Mapping[str, Any] | None = None, rewrites: Sequence[Mapping[str, Any]] = (),
 ) -> Data:  # fmt: skip
     """A search's result as plain data.
 
@@ -63,6 +69,7 @@ def data(
         source: `model` and `dtype` as the user gave them, `machine`, and "forward" as `pass` where
             it is inference.
         proof: `equal`, and what was compared or why nothing was.
+        rewrites: what the graph was rewritten by.
     """
     model, strategy = library.model, found.best
     return {
@@ -83,10 +90,12 @@ def data(
             "seconds": found.simulated.seconds,
             "memory": max(found.simulated.memory),
             "source": "simulated",
+            "confidence": dict(zip(("error", "of"), HELD[library.cluster.here], strict=True)),
             "bound": found.bound,
         },
         **({"proof": dict(proof)} if proof else {}),
         "found": {"by": strategy.origin, "tried": found.tried, "solved": found.solved},
+        **({"rewrites": [dict(r) for r in rewrites]} if rewrites else {}),
     }
 
 
@@ -199,14 +208,9 @@ def choices(found: Data, library: Library, part: Part, place: int) -> dict[Node,
     return made
 
 
-def write(
-    library: Library, found: Found, source: Mapping[str, str] | None = None,
-    proof: Mapping[str, Any] | None = None,
-) -> str:  # fmt: skip
-    """The plan as YAML; `source` and `proof` as for `data`."""
-    text = yaml.safe_dump(
-        data(library, found, source, proof), sort_keys=False, default_flow_style=None, width=100
-    )
+def write(found: Data) -> str:
+    """A plan's data as YAML."""
+    text = yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)
     assert isinstance(text, str)
     return text
 

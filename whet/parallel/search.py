@@ -150,6 +150,13 @@ class Search:
         """Seconds that no strategy on the cluster beats."""
         return self._bounds.seconds()
 
+    def carried(self, s: Strategy) -> Strategy | None:
+        """A strategy that was made for other blocks of the same model; None if it cannot be."""
+        if s.parts[-1].last == len(self.library.model.order):
+            return s
+        p = s.parts[0]
+        return self._moves.regrouped(s, len(p.devices), p.recipe, s.schedule, s.chunks)
+
     def _nothing(self) -> SearchError:
         if self._least is None:
             return SearchError(

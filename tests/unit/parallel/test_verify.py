@@ -132,7 +132,7 @@ def test_data_parallel_where_the_batch_is_large():
     # All devices take samples, along one axis of the mesh or two, and no parameter is cut.
     assert math.prod(size for _, size in found.best.parts[0].recipe.axes) == 8
     assert not any(reason.cuts for reason in reasons(library, found.best))
-    text = planfile.write(library, found)
+    text = planfile.write(planfile.data(library, found))
     again = planfile.read(text, model, library.cluster.fingerprint())
     assert again.parts == found.best.parts
     _, other, _ = step(64, 256, 4096, 64, torch.float32, "meta")
