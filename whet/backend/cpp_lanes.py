@@ -20,7 +20,7 @@ from whet.ir import expr as ex
 from whet.ir.expr import COMPARISON, LOGIC, Call, Expr, Index, Load, Num, Select
 from whet.ir.functions import FUNCTIONS
 from whet.ir.types import DType
-from whet.kernel.affine import Domain, Form, bounds, build, form, inside, is_index
+from whet.kernel.affine import Domain, Form, bounds, build, by_value, form, inside, is_index
 from whet.kernel.loops import Buffer
 
 LANE = "lane@"
@@ -139,6 +139,9 @@ class Lanes:
         name = self.variable(e.tensor, e.index, at)
         if name is not None:
             return name, kind
+        picked = self.picked(b, e.index, at)
+        if picked is not None:
+            return picked, kind
         rest, step = self.address(b, e.index, at)
         if b.name in at.private:
             raise Plain
@@ -148,6 +151,29 @@ class Lanes:
         ):
             mask = at.mask
         return self.fetched(b, rest, step, mask, at), kind
+
+    def picked(self, b: Buffer, index: tuple[Expr, ...], at: Chunk) -> str | None:
+        """Elements that lie within one vector, which is read once; None where they do not, or lie
+        one step apart."""
+        f = form(self.scalars.address(b, index, at.domain), at.domain)
+        lanes = at.domain[LANE]
+        apart = any(LANE in ex.free(a) and a != Index(LANE) for a in f.terms)
+        if not apart or at.mask or not b.dtype.is_float or not isinstance(lanes, int):
+            return None
+        found = by_value(f, LANE, lanes)
+        if found is None:
+            return None
+        rest, places = found
+        first, last = min(places), max(places)
+        if last - first >= self.width or any(self.varies(a, at) for a in rest.terms):
+            return None
+        pointer = self.pointer(b, rest.plus(Form({}, first)), at)
+        name, mask = f"ld_{MEMORY[b.dtype]}", f", iota() <= {last - first}"
+        whole = (
+            f"{name}_m({pointer}{mask})" if last - first + 1 < self.width else f"{name}({pointer})"
+        )
+        lane = [*(p - first for p in places), *[0] * (self.width - lanes)]
+        return f"__builtin_shuffle({whole}, (vi){{{', '.join(map(str, lane))}}})"
 
     def fetched(self, b: Buffer, rest: Form, step: int, mask: str | None, at: Chunk) -> str:
         arguments = [self.pointer(b, rest, at)]

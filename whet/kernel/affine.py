@@ -89,6 +89,22 @@ def _combined(e: Call, fn: str, left: Form, right: Form, domain: Domain) -> Form
     return Form({ex.rebuild(e, lambda x: simplify(x, domain)): 1}, 0)
 
 
+def by_value(f: Form, var: str, count: int) -> tuple[Form, tuple[int, ...]] | None:
+    """A form without a variable, and what each of its values (0 to `count` - 1) adds to that; None
+    where other variables decide what it adds."""
+    rest, own = dict(f.terms), dict[Expr, int]()
+    for atom in f.terms:
+        if var in ex.free(atom):
+            own[atom] = rest.pop(atom)
+            if ex.free(atom) != {var} or any(ex.loads(atom)):
+                return None
+    values = [
+        sum(n * form(ex.substitute(a, {var: Num(v)}), {}).constant for a, n in own.items())
+        for v in range(count)
+    ]
+    return Form(rest, f.constant), tuple(values)
+
+
 def build(f: Form, domain: Domain) -> Expr:
     """The expression of a form: outer variables first, other atoms after, the constant last."""
     atoms = list(f.terms)

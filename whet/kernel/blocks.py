@@ -39,7 +39,12 @@ VECTORS = 2  # of a tile's row
 SHARE = 4  # a block's rows may take the second cache's fourth part
 
 
-def blocks(kernel: Kernel, target: Target, piece: int | None = None) -> Draft | None:
+def blocks(
+    kernel: Kernel,
+    target: Target,
+    piece: int | None = None,
+    fixed: frozenset[str] = frozenset(),
+) -> Draft | None:
     """The whole construction; None where the kernel is of another kind.
 
     Args:
@@ -47,11 +52,12 @@ def blocks(kernel: Kernel, target: Target, piece: int | None = None) -> Draft | 
         target: what it is for.
         piece: elements of a row that are taken at a time; unless it is said, whole rows as far as a
             block of them stays in the second cache.
+        fixed: inputs that may be laid out otherwise ahead of time.
     """
     d = Draft(kernel)
     copies(d)
     inline(d)
-    return d if _Blocks(d, target, piece).run() else None
+    return d if _Blocks(d, target, piece, fixed).run() else None
 
 
 def fair(extent: int, target: Target) -> int:
@@ -117,8 +123,8 @@ def through(k: Kernel, root: Store) -> dict[str, dict[str, str]]:
 
 
 class _Blocks:
-    def __init__(self, d: Draft, target: Target, piece: int | None) -> None:
-        self.d, self.target, self.piece = d, target, piece
+    def __init__(self, d: Draft, target: Target, piece: int | None, fixed: frozenset[str]) -> None:
+        self.d, self.target, self.piece, self.fixed = d, target, piece, fixed
         self.rows = 1
 
     def run(self) -> bool:
@@ -176,8 +182,7 @@ class _Blocks:
             self.piece = 16 * VECTORS * self.target.lanes
         if self.piece is not None and not self._online(at, self.piece):
             return False
-        if others:
-            self._turn(others[-1])
+        self._turn(others[-1] if others else "")
         rest = extent % self.rows
         if rest and extent > self.rows and not d.do(Peel(at, extent // self.rows)):
             return False
@@ -247,7 +252,8 @@ class _Blocks:
 
     # -- operands ----------------------------------------------------------------------------------
     def _turn(self, outside: str) -> None:
-        """What vectors of a product would gather is copied with that axis innermost."""
+        """What vectors of a product would gather lies with that axis innermost, in panels: ahead of
+        time where it may; else it is copied so within a loop, if there is one."""
         d = self.d
         for buffer in [s.buffer for s in products(d.kernel)]:  # copies for one change the others
             s, path = next(
@@ -263,13 +269,29 @@ class _Blocks:
                 dims = [n for n, i in enumerate(load.index) if form(i, domain).coefficient(lane)]
                 if step in (0, 1) or len(dims) != 1:
                     continue
+                if load.tensor in self.fixed:
+                    sizes, (dim,) = d.kernel.buffer(load.tensor).sizes, dims
+                    others, width = (
+                        [n for n in range(len(sizes)) if n != dim],
+                        self._width(sizes[dim]),
+                    )
+                    panels = lay.blocked(sizes, [dim, *others], [(dim, width)])
+                    whole = lay.dense(sizes, [*others, dim])
+                    d.do(SetLayout(load.tensor, str(panels if sizes[dim] > width else whole)))
+                    continue
                 before = {b.name for b in d.kernel.buffers}
-                if not d.do(Stage(load.tensor, outside)):
+                if not outside or not d.do(Stage(load.tensor, outside)):
                     continue
                 name = next(b.name for b in d.kernel.buffers if b.name not in before)
                 sizes = d.kernel.buffer(name).sizes
                 order = [n for n in range(len(sizes)) if n != dims[0]]
                 d.do(SetLayout(name, str(lay.dense(sizes, [*order, dims[0]]))))
+
+    def _width(self, extent: int) -> int:
+        """Of a tile's row, so that there are two of them where there can be: sums are kept in
+        registers within a loop over tiles."""
+        most = VECTORS * self.target.lanes
+        return most if extent > most else self.target.lanes
 
     def _lane(self, s: Update) -> str:
         """The loop along which a product's result lies together."""
@@ -306,7 +328,7 @@ class _Blocks:
             (x, p) for x, p, _ in leaves(d.kernel.body)
             if x.buffer == s.buffer and isinstance(x, Store)
         ), None)  # fmt: skip
-        width = VECTORS * self.target.lanes
+        width = self._width(next(turns(x) for x in loops if x.var == lane))
         o, i = d.split(lane, width)
         if not d.do(Reorder(tuple(v for v in (o, *summed, *rows, i) if v))):
             return False

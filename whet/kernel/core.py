@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 
 from whet.ir import expr as ex
 from whet.ir.expr import Expr, Index
-from whet.kernel.affine import Domain, form
+from whet.kernel.affine import Domain, by_value, form
 from whet.kernel.draft import nest, turns, weighed
 from whet.kernel.legal import around
 from whet.kernel.loops import Kernel, Loop, Store, Update, accesses, leaves
+
+_CHUNK, _LANE = "chunk@", "lane@"  # of a vector loop: no variable of a kernel is named so
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,13 @@ class Core:
         return next((turns(s) for s in self.home if s.var == var), 1)
 
 
-def core(k: Kernel, fixed: frozenset[str]) -> Core | None:
+def core(k: Kernel, fixed: frozenset[str], lanes: int = 1) -> Core | None:
     """The heaviest reduction of a kernel, if it has a home and an axis for vectors.
 
     Args:
         k: with cheap values inlined.
         fixed: inputs that may be laid out ahead of time.
+        lanes: of a vector, all of which may be picked from one vector of an operand.
     """
     updates = [(count, s) for s, count in weighed(k) if isinstance(s, Update)]
     if not updates:
@@ -89,7 +92,7 @@ def core(k: Kernel, fixed: frozenset[str]) -> Core | None:
         update.buffer, update, tuple(s for s in loops if s.var in own),
         tuple(s for s in loops if s.var not in own), home, stores, _twins(stores, update),
     )  # fmt: skip
-    vector = _vector(k, found, fixed)
+    vector = _vector(k, found, fixed, lanes)
     return replace(found, vector=vector, row=_row(found, vector)) if vector else None
 
 
@@ -107,7 +110,7 @@ def _twins(stores: Sequence[Store], update: Update) -> dict[str, str]:
     return found
 
 
-def _vector(k: Kernel, c: Core, fixed: frozenset[str]) -> str:
+def _vector(k: Kernel, c: Core, fixed: frozenset[str], lanes: int) -> str:
     """The longest axis that vectors may run along."""
     best = (3, "")
     for loop in c.home:
@@ -117,8 +120,12 @@ def _vector(k: Kernel, c: Core, fixed: frozenset[str]) -> str:
         if written != {1}:
             continue
         loads = [x for x in ex.loads(c.update.value) if x.tensor not in fixed]
-        steps = [stride(k, x.tensor, x.index, c.twins[loop.var], c.domain) for x in loads]
-        if all(s in (0, 1) for s in steps):
+        twin = c.twins[loop.var]
+        if all(
+            stride(k, x.tensor, x.index, twin, c.domain) in (0, 1)
+            or (lanes > 1 and is_picked(k, x, twin, c.domain, lanes))
+            for x in loads
+        ):
             best = max(best, (turns(loop), loop.var))
     return best[1]
 
@@ -156,6 +163,16 @@ def stride(k: Kernel, buffer: str, index: Sequence[Expr], var: str, domain: Doma
     if any(var in ex.free(a) and a != Index(var) for a in f.terms):
         return None
     return f.coefficient(var)
+
+
+def is_picked(k: Kernel, x: ex.Load, var: str, domain: Domain, lanes: int) -> bool:
+    """Whether what a vector along a loop reads lies within one vector, in the same places of it for
+    each vector of the loop."""
+    whole = ex.call("+", ex.call("*", ex.Num(lanes), Index(_CHUNK)), Index(_LANE))
+    address = ex.substitute(k.buffer(x.tensor).layout.address(x.index), {var: whole})
+    inner: Domain = {**domain, _CHUNK: domain[var], _LANE: lanes}
+    found = by_value(form(address, inner), _LANE, lanes)
+    return found is not None and max(found[1]) - min(found[1]) < lanes
 
 
 def distance(k: Kernel, c: Core, var: str, fixed: frozenset[str]) -> int:

@@ -1,6 +1,7 @@
 """Schedules worth trying for a kernel, from its structure: a handful, each to be measured.
 
     tile     the heaviest reduction in registers, in several cuts
+    groups   the same, where groups have fewer channels than a vector: several groups in one
     blocks   products with a norm between them, in blocks of rows
     parted   what is computed in several ways, told apart by where it lies: way beside way
     chain    loops over the same rows joined, values kept near: always possible, and hopeless where
@@ -27,8 +28,10 @@ from whet.kernel.draft import Draft
 from whet.kernel.loops import Kernel
 from whet.kernel.parted import parted
 from whet.kernel.schedule import Schedule
-from whet.kernel.tile import guarded, prepared, tile, variants
+from whet.kernel.tile import guarded, prepared, tile, variants, widened
 from whet.machine.target import Target
+
+GROUPS = 2  # drafts whose vectors hold channels of several groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,21 @@ def drafts(
     found: list[Drafted] = []
     base = prepared(kernel)
     c = core(base.kernel, fixed)
+    wide = widened(kernel, target.lanes)
+    several = core(wide.kernel, fixed, target.lanes) if wide is not None else None
+    if wide is not None and several is not None:
+        for t in variants(several, target, bool(guarded(several.update)))[:GROUPS]:
+            if len(found) != most and (d := tile(wide, several, t, fixed, target)) is not None:
+                found.append(_drafted(f"groups {t}", _ahead(d, fixed, target)))
     if c is not None and len(c.reduced) and c.extent(c.vector) > 1:
-        for t in variants(c, target, bool(guarded(c.update))):
+        cuts = variants(c, target, bool(guarded(c.update)))
+        for t in cuts[:1] if found else cuts:
             if len(found) == most:
                 break
             d = tile(base, c, t, fixed, target)
             if d is not None:
                 found.append(_drafted(str(t), _ahead(d, fixed, target)))
-    if not found and (rows := blocks(kernel, target)) is not None:
+    if not found and (rows := blocks(kernel, target, fixed=fixed)) is not None:
         found.append(_drafted("blocks", rows))
     if c is None and (ways := parted(kernel, target.threads, target.lanes)) is not None:
         found.append(_drafted("parted", ways))

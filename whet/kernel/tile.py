@@ -30,11 +30,12 @@ from whet.kernel.affine import form
 from whet.kernel.chain import inline, parallelize, place, vectorize
 from whet.kernel.core import Core, distance, windows
 from whet.kernel.draft import Draft, nest, turns
+from whet.kernel.flatten import Flatten
 from whet.kernel.layout import Layout
 from whet.kernel.loops import If, Kernel, Loop, Stmt, Store, Update, leaves, scope, walk
 from whet.kernel.mark import Keep, SetLayout, Unroll, Vectorize
 from whet.kernel.move import fresh
-from whet.kernel.order import Join, Peel, Reorder
+from whet.kernel.order import Collapse, Join, Peel, Reorder
 from whet.kernel.place import ComputeAt, Recompute
 from whet.kernel.stage import Stage
 from whet.kernel.trim import Trim
@@ -78,6 +79,51 @@ def prepared(kernel: Kernel) -> Draft:
         pass
     _apart(d)
     return d
+
+
+def widened(kernel: Kernel, lanes: int) -> Draft | None:
+    """As `prepared`, but groups that have fewer channels than a vector has lanes are counted
+    through with these, in one loop: a vector holds channels of several groups. None where there
+    are no such groups."""
+    d = Draft(kernel)
+    inline(d)
+    while _elementwise(d):
+        pass
+    return d if _counted(d, lanes) else None
+
+
+def _counted(d: Draft, lanes: int) -> bool:
+    """Loops over the dims of a sum that is read by digits of one variable become one, and so do
+    the dims."""
+    for loop in [s for s in d.kernel.body if isinstance(s, Loop)]:
+        for leaf, _, _ in leaves((loop,)):
+            for x in ex.loads(leaf.value) if isinstance(leaf, Store) else ():
+                dims = _digits(x, lanes) if d.kernel.buffer(x.tensor).is_scratch else None
+                if dims is not None:
+                    return _one(d, x.tensor, dims)
+    return False
+
+
+def _digits(x: ex.Load, lanes: int) -> tuple[int, int] | None:
+    """Neighbouring dims that are read at `var // n` and `var % n`, n below the lanes."""
+    for dim, (a, b) in enumerate(itertools.pairwise(x.index)):
+        match a, b:
+            case (
+                ex.Call("//", (ex.Index(var), ex.Num(int(n)))),
+                ex.Call("%", (ex.Index(same), ex.Num(int(m)))),
+            ) if var == same and n == m < lanes:
+                return dim, dim + 1
+    return None
+
+
+def _one(d: Draft, buffer: str, dims: tuple[int, int]) -> bool:
+    for leaf in [s for s, _, _ in leaves(d.kernel.body) if s.buffer == buffer]:
+        outer, inner = (leaf.index[n] for n in dims)
+        if not isinstance(outer, ex.Index) or not isinstance(inner, ex.Index):
+            return False
+        if not d.do(Collapse(outer.name, inner.name)):
+            return False
+    return d.do(Flatten(buffer, dims))
 
 
 def _elementwise(d: Draft) -> bool:

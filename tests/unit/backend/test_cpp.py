@@ -92,6 +92,27 @@ def test_every_operator_from_its_naive_nest(dtype):
     rows_agree(every(), dtype, 1e-9)
 
 
+# -- lanes ---------------------------------------------------------------------------------------
+PICKS = """
+x: input[f32, 5, 45]
+h: input[bf16, 5, 45]
+y: output[f32, 5, 45]
+for i in range(5):
+    for j in vector(45):
+        y[i, j] = x[i, 4 * (j // 4)] - h[i, 2 * (j // 2)] * x[i, 44 - j // 2]
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.isa)
+def test_what_lies_within_a_vector_is_read_once(target):
+    k = parse(PICKS)
+    built = compile_kernels({"f": k}, target, flags=("-O1",))
+    arrays = values(k)
+    close(called(built, "f", k, arrays), interpret.run(k, arrays))
+    text = function("f", k, target).text
+    assert text.count("__builtin_shuffle") >= 6  # three in a chunk, and in the rest
+
+
 # -- schedules -------------------------------------------------------------------------------------
 FOLDS = """
 x: input[f32, 7, {n}]
@@ -252,6 +273,7 @@ def written() -> dict[str, tuple[Kernel, dict[str, Array]]]:
     for name, text in {
         "tile": TILE,
         "folds": FOLDS.format(n=133, dtype="bf16", role="register"),
+        "picks": PICKS,
     }.items():
         k = parse(text)
         arrays = values(k)

@@ -60,6 +60,28 @@ def test_attention_is_cut_into_blocks(piece: int | None, causal: bool) -> None:
     assert any(b.role == "register" for b in d.kernel.scratch)
 
 
+def layers(rows: int, sizes: tuple[int, int, int]) -> Kernel:
+    """Two linear layers with an activation between them."""
+    a, b, c = sizes
+    ins = (x("x", rows, a), x("v", b, a), x("u", b), x("w", c, b))
+    first = apply("linear", *ins[:3])
+    return lower(Graph(ins, (apply("linear", apply("gelu", first), ins[3], None),)))
+
+
+@pytest.mark.parametrize("sizes", [(5, 24, 8), (6, 17, 13), (3, 8, 30)])
+def test_two_layers_keep_what_is_between_them(sizes: tuple[int, int, int]) -> None:
+    """Only a block's rows of it; both weights lie as vectors read them, where they may."""
+    k = layers(21, sizes)
+    d = blocks(k, TARGET, fixed=frozenset({"x1", "x2", "x3"}))
+    assert d is not None
+    same(k, d.kernel)
+    rows = fair(21, TARGET)
+    assert all(b.sizes[0] <= rows for b in d.kernel.scratch)
+    assert [b.role for b in d.kernel.scratch if b.name.endswith("_s")] == ["register"] * 2
+    lies = {b.name: str(b.layout) for b in d.kernel.inputs}
+    assert all(lies[w].split()[-1] in ("0%4:4", "0%8:8", "0%4", "0%8") for w in ("x1", "x3"))
+
+
 def test_queries_share_the_heads_of_keys() -> None:
     k = attention(8, 12, group=3)
     d = blocks(k, TARGET)

@@ -72,6 +72,9 @@ CASES = {
     "depthwise": convolution(1, 8, 8, 6, 3, 1, 8),
     "depthwise strided": convolution(1, 8, 8, 7, 3, 2, 8),
     "grouped": convolution(1, 8, 8, 5, 3, 1, 2),
+    "pairs": convolution(1, 12, 12, 6, 3, 1, 6),
+    "pairs strided": convolution(1, 20, 20, 7, 3, 2, 10),
+    "pairs of three": convolution(1, 18, 12, 5, 3, 1, 6),
     "chain": norm_chain(),
 }
 
@@ -162,6 +165,17 @@ def test_groups_of_channels_are_tiles() -> None:
     for d in drafts(k, frozenset({"x1", "x2"}), NARROW):
         assert d.name[0].isdigit()
         assert {b.role for b in d.kernel.scratch if b.name.startswith("t")} == {"register"}
+
+
+@pytest.mark.parametrize("name", ["pairs", "pairs strided", "pairs of three"])
+def test_a_vector_holds_channels_of_several_groups(name: str) -> None:
+    first, *_ = drafts(naive(CASES[name]), frozenset({"x1", "x2"}), NARROW)
+    assert first.name.startswith("groups ")
+    assert {b.role for b in first.kernel.scratch} == {"register"}
+    lanes = [
+        s.extent for s in walk(first.kernel.body) if isinstance(s, Loop) and s.kind == "vector"
+    ]
+    assert min(lanes) > 2
 
 
 def test_few_drafts_are_made() -> None:
