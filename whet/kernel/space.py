@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.kernel.ahead import Ahead, asked
-from whet.kernel.blocks import blocks
+from whet.kernel.blocks import blocks, products
 from whet.kernel.chain import chain
 from whet.kernel.core import core
 from whet.kernel.draft import Draft
@@ -71,8 +71,10 @@ def drafts(
             d = tile(base, c, t, fixed, target)
             if d is not None:
                 found.append(_drafted(str(t), _ahead(d, fixed, target)))
-    if not found and (rows := blocks(kernel, target, fixed=fixed)) is not None:
-        found.append(_drafted("blocks", rows))
+    if (not found or len(products(kernel)) > 1) and (
+        rows := blocks(kernel, target, fixed=fixed)
+    ) is not None:
+        found[:] = [_drafted("blocks", rows), *found][:most]
     if c is None and (ways := parted(kernel, target.threads, target.lanes)) is not None:
         found.append(_drafted("parted", ways))
     if not found or (len(found) != most and (c is None or not c.row)):
