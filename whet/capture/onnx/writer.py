@@ -7,7 +7,8 @@
 
 What ONNX has a name for is written under that name; everything else is written out from the
 operator's record, so that every operator of the table has a way out, and every part of one too.
-Library calls without a record have none and are refused by name.
+Library calls without a record are written where ONNX has an operator for them (called.py), and else
+refused by name.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Writer:
     nodes: list[OnnxNode] = field(default_factory=list)
     initializers: dict[str, Tensor] = field(default_factory=dict)
     _known: dict[tuple[torch.dtype, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    _several: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _count: int = 0
 
     def fresh(self) -> str:
@@ -69,6 +71,13 @@ class Writer:
             names.pop()
         made = self.fresh()
         self.nodes.append(OnnxNode(op, "", "", tuple(names), (made,), attributes))
+        return made
+
+    def several(self, op: str, count: int, *inputs: str, **attributes: object) -> tuple[str, ...]:
+        """A node with several results: their names."""
+        made = tuple(self.fresh() for _ in range(count))
+        self.nodes.append(OnnxNode(op, "", "", inputs, made, attributes))
+        self._several[made[0]] = made
         return made
 
     def constant(self, t: Tensor) -> str:
@@ -123,9 +132,14 @@ class Writer:
         Raises:
             UnsupportedError: it is a library call without a record, or a size is open.
         """
+        from whet.capture.onnx import called
         from whet.capture.onnx.notation import written
         from whet.capture.onnx.spelled import ROWS
 
+        if n.op == "opaque" and (made := called.written(self, n, args)) is not None:
+            return made[0]
+        if n.op == "item" and (several := self._several.get(str(args[0]))) is not None:
+            return several[int(str(n.attr("index")))]
         if n.op in ("opaque", "item"):
             target = n.attr("target") or n.operands[0].attr("target")
             raise UnsupportedError(
