@@ -131,6 +131,14 @@ class Candidate:
     draft: Draft
     launch: Launch
     seconds: float
+    cut: Cut
+
+
+def priced(kernel: Kernel, cut: Cut, gpu: Gpu) -> Candidate:
+    """A kernel cut so, with what it should take; whether it fits is another question."""
+    d = grid(kernel, cut)
+    launch = launch_of(d.schedule)
+    return Candidate(str(cut), d, launch, seconds(d.kernel, launch, gpu), cut)
 
 
 def cuts(kernel: Kernel, precision: str = "ieee", persistent: int = 0) -> list[Cut]:
@@ -178,13 +186,10 @@ def candidates(
     refused: list[Illegal] = []
     stay = gpu.multiprocessors if measured else 0
     for cut in cuts(kernel, precision, stay) if only is None else only:
-        d = grid(kernel, cut)
-        launch = launch_of(d.schedule)
-        why = fits(d.kernel, launch, gpu)
+        c = priced(kernel, cut, gpu)
+        why = fits(c.draft.kernel, c.launch, gpu)
         if why is not None:
             refused.append(why.of(str(cut)))
             continue
-        key = f"{d.kernel.digest} {launch}"
-        if key not in found:
-            found[key] = Candidate(str(cut), d, launch, seconds(d.kernel, launch, gpu))
+        found.setdefault(f"{c.draft.kernel.digest} {c.launch}", c)
     return sorted(found.values(), key=lambda c: c.seconds), refused

@@ -52,9 +52,13 @@ class Cuda:
 
     Args:
         device: a CUDA device; the current one where it has no number.
+
+    Attributes:
+        tuning: share of the time left for generated kernels that the search for one may take.
     """
 
     kind = "cuda"
+    tuning = 0.25
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
@@ -164,6 +168,7 @@ class Pretended(Cuda):
     """
 
     kind = "cpu"
+    tuning = 0.0
 
     def __init__(self, gpu: str = "h100") -> None:
         super().__init__("cpu")

@@ -1,6 +1,7 @@
 """What runs each group of a graph on a device: a generated kernel, or library calls.
 
     group → candidates by predicted time → compiled, held to the library's results, raced → Decision
+    heavy ones → a search led by the cost model, while there is time → Decision
 
 Without a device decisions are predictions. With one they are measured, as recordings in turns, and
 kept in the store; groups that no time is left for run through the library.
@@ -13,9 +14,11 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,16 +33,22 @@ from whet.ir.graph import Node
 from whet.kernel.block import launch_of
 from whet.kernel.legal import Illegal
 from whet.kernel.lower import lower
+from whet.kernel.model import Ranker
 from whet.kernel.price import Candidate, candidates
 from whet.kernel.schedule import apply, read, show
 from whet.machine.gpu import Gpu
 from whet.run.cuda import Cuda, Recording, quartile
+from whet.run.cutting import BATCH, CutSpace, cutting, keep, learned
+from whet.run.cutting import described as features_of
+from whet.run.cutting import digest as cut_digest
 from whet.run.recipe import held
+from whet.search import Budget
 from whet.store import Store
 
-KIND = "tiles-3"
+KIND = "tiles-4"
 LIBRARY = "library"
 TRIED = 4  # candidates that are compiled and timed
+SEARCH_S = 10.0  # seconds that the search for a group's cut may take
 ALLOWED = {torch.float64: 1e-9, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far a kernel may be from the library's result, over the largest element: libraries round
 operands of float32 products to tfloat32 where they may. The whole program is held to float64."""
@@ -55,6 +64,7 @@ class Decision:
         source: "measured" or "predicted".
         library: seconds of the library's calls.
         kernel: seconds of the quickest generated kernel, whether it is taken or not.
+        searched: whether more than the first few cuts were tried.
     """
 
     schedule: str
@@ -62,6 +72,7 @@ class Decision:
     source: str
     library: float = math.inf
     kernel: float = math.inf
+    searched: bool = False
 
 
 @dataclass
@@ -96,23 +107,36 @@ class Tuned:
     def decision(self, closed: Cluster) -> Decision:
         """What was decided for a group: now, unless it is known."""
         if closed.digest not in self.decided:
-            place = f"{closed.digest}/{self.gpu.fingerprint()}/{self.precision}/{torch.__version__}"
+            place = self._place(closed)
             row = self.store.get(KIND, place) if self.cuda is not None else None
             if isinstance(row, dict) and isinstance(row.get("schedule"), str):
-                known = (row[name] for name in ("library", "kernel"))
-                made = Decision(row["schedule"], row["seconds"], "measured", *known)
+                known = (row[name] for name in ("library", "kernel", "searched"))
+                self.decided[closed.digest] = Decision(
+                    row["schedule"], row["seconds"], "measured", *known
+                )  # fmt: skip
             else:
-                made = self._decide(closed)
-                if made.source == "measured":
-                    self.store.put(KIND, place, {
-                        "schedule": made.schedule, "seconds": made.seconds, "library": made.library,
-                        "kernel": min(made.kernel, 1e9),
-                    })  # fmt: skip
-            self.decided[closed.digest] = made
+                self._decided(closed, self._decide(closed))
             self.names[closed.digest] = "+".join(
                 n.op for n in closed.graph.nodes if not n.is_leaf and n.args
             )
         return self.decided[closed.digest]
+
+    def _place(self, closed: Cluster) -> str:
+        return f"{closed.digest}/{self.gpu.fingerprint()}/{self.precision}/{torch.__version__}"
+
+    def _decided(self, closed: Cluster, made: Decision) -> None:
+        """Takes a decision, and files it where it was measured."""
+        self.decided[closed.digest] = made
+        if made.source == "measured":
+            self.store.put(KIND, self._place(closed), {
+                "schedule": made.schedule, "seconds": made.seconds, "library": made.library,
+                "kernel": min(made.kernel, 1e9), "searched": made.searched,
+            })  # fmt: skip
+
+    @cached_property
+    def prior(self) -> Ranker | None:
+        """What trials of other groups on such a device have taught, if there were any."""
+        return learned(self.store, self.gpu)
 
     def prepare(self, clusters: Sequence[Cluster]) -> None:
         """Decides groups, those first in which libraries should spend the most time."""
@@ -144,6 +168,9 @@ class Tuned:
             self.failures[f"{fault.summary}: {fault.got}"] += 1
             return found
         self.failures.update(f"refused: {r.kind}" for r in refused)
+        if self.prior is not None and len(ranked) > 1:
+            scores = self.prior.score(np.stack([features_of(c, self.gpu) for c in ranked]))
+            ranked = [ranked[k] for k in np.argsort(scores, kind="stable")]
         for c in ranked:
             try:
                 module("f", c.draft.kernel, c.launch)
@@ -154,45 +181,114 @@ class Tuned:
                 break
         return found
 
+    def search(self, clusters: Sequence[Cluster]) -> None:
+        """Goes on with the groups that take most, while there is time: cuts near the best."""
+        if self.cuda is None or not self.cuda.tuning:
+            return
+        often = Counter(c.digest for c in clusters)
+        groups = {c.digest: c for c in clusters}
+        for digest in sorted(groups, key=lambda d: -often[d] * self.decided[d].seconds):
+            if time.monotonic() > self.until:
+                return
+            if self.decided[digest].source == "measured" and not self.decided[digest].searched:
+                self._further(self.cuda, groups[digest])
+
+    def _further(self, cuda: Cuda, closed: Cluster) -> None:
+        """A search around what was tried, led by the model; its best is the decision."""
+        found = self._candidates(closed, TRIED)
+        before = self.decided[closed.digest]
+        if not found or math.isinf(before.library):
+            return
+        rivals = _Rivals(self, cuda, closed)
+        space = CutSpace(lower(closed.graph), self.gpu, rivals.price, found)
+        left = max(self.until - time.monotonic(), 0.0)
+        share = SEARCH_S if math.isinf(left) else min(SEARCH_S, cuda.tuning * left)
+        best = cutting(space, self.prior, Budget(seconds=share, batch=BATCH))
+        text, seconds = show(best.draft.schedule), rivals.seconds.get(cut_digest(best), math.inf)
+        taken = text if seconds < before.library else LIBRARY
+        now = replace(
+            before, schedule=taken, seconds=min(seconds, before.library), kernel=seconds,
+            searched=True,
+        )  # fmt: skip
+        self._decided(closed, now if seconds < before.kernel else replace(before, searched=True))
+
     def _measured(self, cuda: Cuda, closed: Cluster, found: Sequence[Candidate]) -> Decision:
-        generator = torch.Generator().manual_seed(0)
-        values = [example(n, generator).to(cuda.device) for n in closed.leaves]
-        made: dict[str, Recording] = {}
-        library = _library(closed, cuda.device)
-        want = self._tried(LIBRARY, lambda: library(values), made, cuda)
-        texts = [show(c.draft.schedule) for c in found]
-        for text in dict.fromkeys(t for t in texts if t != LIBRARY):
-            try:
-                call = Generated(self.made(closed, text), cuda.device)
-            except WhetError as fault:
-                self.failures[f"{fault.summary}: {fault.got}"] += 1
-                continue
-            got = self._tried(text, lambda c=call: c(*values), made, cuda)  # type: ignore[misc]
-            if got is None or want is None:
-                continue
-            if not all(_close(a, b) for a, b in zip(got, want, strict=True)):
-                self.failures["wrong"] += 1
-                del made[text]
-        if LIBRARY not in made:  # nothing to hold kernels to: it is called as it is
+        rivals = _Rivals(self, cuda, closed)
+        if rivals.want is None:  # nothing to hold kernels to: it is called as it is
             return Decision(LIBRARY, math.inf, "predicted")
-        raced = cuda.raced([r.replay for r in made.values()])
-        times = {name: quartile(row) for name, row in zip(made, raced, strict=True)}
-        best = min(times, key=times.__getitem__)
-        kernel = min((t for name, t in times.items() if name != LIBRARY), default=math.inf)
-        return Decision(best, times[best], "measured", times[LIBRARY], kernel)
+        times = rivals.price(found)
+        kernel = min(times)
+        best = found[times.index(kernel)]
+        if kernel < rivals.library:
+            text = show(best.draft.schedule)
+            return Decision(text, kernel, "measured", rivals.library, kernel)
+        return Decision(LIBRARY, rivals.library, "measured", rivals.library, kernel)
 
     def _tried(
-        self, name: str, body: Callable[[], tuple[Tensor, ...]], made: dict[str, Recording],
-        cuda: Cuda,
-    ) -> tuple[Tensor, ...] | None:  # fmt: skip
-        """What a body makes, once it is known that it can be recorded; None where not, counted."""
+        self, body: Callable[[], tuple[Tensor, ...]], cuda: Cuda
+    ) -> tuple[tuple[Tensor, ...], Recording] | None:
+        """What a body makes, and its recording; None where it cannot be recorded, counted."""
         try:
-            got = body()
-            made[name] = cuda.recorded(body)
+            return body(), cuda.recorded(body)
         except Exception as fault:  # whatever it raises, it is not for this group
             self.failures[f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"] += 1
             return None
-        return got
+
+
+class _Rivals:
+    """What may run one group, timed in turns with the library's calls on the same tensors.
+
+    Attributes:
+        want: the library's results, which kernels are held to; None where it does not run.
+        library: seconds of its calls, the least that was seen.
+        seconds: by cut.
+    """
+
+    def __init__(self, tuned: Tuned, cuda: Cuda, closed: Cluster) -> None:
+        self.tuned, self.cuda, self.closed = tuned, cuda, closed
+        generator = torch.Generator().manual_seed(0)
+        self.values = [example(n, generator).to(cuda.device) for n in closed.leaves]
+        self.seconds: dict[str, float] = {}
+        self.library = math.inf
+        calls = _library(closed, cuda.device)
+        made = tuned._tried(lambda: calls(self.values), cuda)
+        self.want: tuple[Tensor, ...] | None = made[0] if made else None
+        self.recording: Recording | None = made[1] if made else None
+
+    def price(self, found: Sequence[Candidate]) -> list[float]:
+        """Seconds of each cut; infinite for what does not run, or is wrong."""
+        fresh = {cut_digest(c): c for c in found if cut_digest(c) not in self.seconds}
+        made: dict[str, Recording] = {}
+        for name, c in fresh.items():
+            recording = self._right(show(c.draft.schedule))
+            if recording is not None:
+                made[name] = recording
+        if self.recording is not None:
+            replays = [self.recording.replay, *(r.replay for r in made.values())]
+            library, *rows = map(quartile, self.cuda.raced(replays))
+            self.library = min(self.library, library)
+            self.seconds |= dict(zip(made, rows, strict=True))
+        for name, c in fresh.items():
+            self.seconds.setdefault(name, math.inf)
+            keep(self.tuned.store, self.closed.digest, c, self.tuned.gpu, self.seconds[name])
+        return [self.seconds[cut_digest(c)] for c in found]
+
+    def _right(self, schedule: str) -> Recording | None:
+        """A kernel's recording, where its results are the library's."""
+        failures = self.tuned.failures
+        try:
+            call = Generated(self.tuned.made(self.closed, schedule), self.cuda.device)
+        except WhetError as fault:
+            failures[f"{fault.summary}: {fault.got}"] += 1
+            return None
+        found = self.tuned._tried(lambda: call(*self.values), self.cuda)
+        if found is None or self.want is None:
+            return None
+        got, recording = found
+        if not all(_close(a, b) for a, b in zip(got, self.want, strict=True)):
+            failures["wrong"] += 1
+            return None
+        return recording
 
 
 def made(closed: Cluster, schedule: str, gpu: Gpu | None = None) -> Module:

@@ -115,6 +115,7 @@ class Launched:
             until=time.monotonic() + seconds,
         )  # fmt: skip
         groups = grouped(graph, tuned)
+        tuned.search(groups.clusters)
         self.failures.update(tuned.failures)
         lowered = tiled(graph, groups, tuned, self.cuda.device)
         chosen = {c.digest: tuned.decision(c).schedule for c in groups.clusters}
