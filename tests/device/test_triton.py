@@ -12,10 +12,11 @@ from whet.capture.torch import capture
 from whet.errors import InputError
 from whet.ir.types import DType
 from whet.run.abreast import grouped
-from whet.run.cuda import Cuda, graphs
+from whet.run.cuda import Cuda
 from whet.run.device import Tuned
 from whet.run.parameters import Parameters
 from whet.run.program import Program
+from whet.run.replayed import graphs
 from whet.store import Store
 
 pytestmark = pytest.mark.device

@@ -8,6 +8,7 @@ row-major ones. What depends on no input is computed once, ahead of the body.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -26,15 +27,23 @@ Decide = Callable[[Cluster], Module | None]
 
 
 class Generated:
-    """A generated kernel as a call on tensors, which gives new ones."""
+    """A generated kernel as a call on tensors, which gives new ones.
+
+    Attributes:
+        results: what it writes.
+        sizes: bytes of each result.
+        into: where results lie, if that is planned; else each call makes new ones.
+    """
 
     def __init__(self, m: Module, device: torch.device) -> None:
         self.loaded = Loaded(m, device)
         self.results = [b for b in m.buffers if b.role == "out"]
+        self.sizes = [math.prod(b.sizes) * aten.torch_dtype(b.dtype).itemsize for b in self.results]
         self.device = device
+        self.into: list[Tensor] | None = None
 
     def __call__(self, *operands: Tensor) -> tuple[Tensor, ...]:
-        made = [
+        made = self.into or [
             torch.empty(b.sizes, dtype=aten.torch_dtype(b.dtype), device=self.device)
             for b in self.results
         ]
@@ -126,7 +135,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def working(lowered: Lowered) -> int:
-    """Bytes of values alive at once while the body runs, at most; inputs and constants beside."""
+    """Bytes of what library calls return, alive at once while the body runs, at most."""
     last: dict[Slot, int] = {}
     for k, step in enumerate(lowered.body):
         last |= {s: k for s in step.operands if s is not None}
@@ -134,12 +143,18 @@ def working(lowered: Lowered) -> int:
     alive: dict[Slot, int] = {}
     most = 0
     for k, step in enumerate(lowered.body):
-        if not isinstance(step.call, Generated):
+        if not isinstance(step.call, Generated) and step.kernel != "result":
             alive[step.target] = _bytes(step.node)
         most = max(most, sum(alive.values()))
         for s in [s for s in alive if last.get(s, -1) <= k]:
             del alive[s]
     return most
+
+
+def held(lowered: Lowered) -> int:
+    """Bytes of all values of a body together."""
+    steps = (s for s in lowered.body if not isinstance(s.call, Generated))
+    return sum(_bytes(s.node) for s in steps)
 
 
 def _bytes(n: Node) -> int:

@@ -108,6 +108,16 @@ PRESETS: Mapping[str, Gpu] = {g.name: g for g in (
 # fmt: on
 
 
+EACH_CLOCK: Mapping[int, Mapping[str, int]] = {
+    80: {"float16": 2048, "bfloat16": 2048, "tfloat32": 1024, "float32": 128, "float64": 64,
+         "vector": 128},
+    90: {"float16": 4096, "bfloat16": 4096, "tfloat32": 2048, "float32": 256, "float64": 128,
+         "vector": 256},
+}  # fmt: skip
+"""Operations of a multiprocessor in each clock, dense, by compute capability: the architecture
+whitepapers' of the A100 and the H100."""
+
+
 def preset(name: str) -> Gpu:
     """The device of that name.
 

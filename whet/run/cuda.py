@@ -3,16 +3,12 @@
     Cuda       waits, records, races, tells memory: the only calls of torch.cuda that programs make
     Pretended  the same on a processor, in Triton's interpreter: tests and dry runs go through all
                but these few calls
-    graphs     the engine: one recording, a CUDA graph, for each signature
 
-Recorded once, a graph of launches runs in memory of its own, and a call is: inputs copied in,
-replay, results copied out.
+Recorded once, a graph of launches runs in memory of its own (`whet.run.replayed`).
 """
 
 from __future__ import annotations
 
-import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,12 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whet.backend import aten
-from whet.backend.lowered import Lowered
-from whet.backend.tiled import constants, working
-from whet.errors import InputError, WhetError
-from whet.machine.gpu import GB, PRESETS, Gpu, preset
-from whet.run.engine import Bind
+from whet.errors import WhetError
+from whet.machine.gpu import EACH_CLOCK, PRESETS, Gpu, preset
 
 Body = Callable[[], tuple[Tensor, ...]]
 FLUSHED = 128 << 20  # bytes written between timings: more than any L2 cache holds
@@ -123,6 +115,24 @@ class Cuda:
             now.wait_stream(before)
         return now
 
+    def fork(self, count: int) -> list[Any]:
+        """Streams that begin where the current one is."""
+        now = torch.cuda.current_stream(self.device)
+        found = [torch.cuda.Stream(self.device) for _ in range(count)]
+        for stream in found:
+            stream.wait_stream(now)
+        return found
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        """Within, launches go to that stream."""
+        return torch.cuda.stream(stream)
+
+    def join(self, streams: Sequence[Any]) -> None:
+        """The current stream goes on when all of these have ended."""
+        now = torch.cuda.current_stream(self.device)
+        for stream in streams:
+            now.wait_stream(stream)
+
     def raced(
         self, calls: Sequence[Callable[[], object]], rounds: int = ROUNDS
     ) -> list[list[float]]:
@@ -156,6 +166,16 @@ class Cuda:
         """Bytes that are free, and that there are."""
         free, total = torch.cuda.mem_get_info(self.device)
         return int(free), int(total)
+
+
+class Order:
+    """A stream's place, on a processor, where everything is in order anyway."""
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def record_event(self) -> Any:
+        return self
 
 
 class Pretended(Cuda):
@@ -195,6 +215,15 @@ class Pretended(Cuda):
 
     def ordered(self, before: Any) -> Any:
         return None
+
+    def fork(self, count: int) -> list[Any]:
+        return [Order() for _ in range(count)]
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def join(self, streams: Sequence[Any]) -> None:
+        pass
 
     def raced(self, calls: Sequence[Callable[[], object]], rounds: int = 3) -> list[list[float]]:
         found: list[list[float]] = [[] for _ in calls]
@@ -236,7 +265,7 @@ def this_gpu(index: int = 0) -> Gpu:
 
 
 def described(said: Any) -> Gpu:
-    """The device of which torch says that.
+    """The device of which torch says that; what it leaves open, data sheets of its kind say.
 
     Args:
         said: `torch.cuda.get_device_properties`.
@@ -244,104 +273,38 @@ def described(said: Any) -> Gpu:
     near = "h200" if "H200" in said.name else "h100" if "H100" in said.name else "a100"
     if "H100" not in said.name and "H200" not in said.name and said.major >= 9:
         near = "h100"
-    known = preset(near)
-    share = said.multi_processor_count / known.multiprocessors
+    known, capability = preset(near), 10 * said.major + said.minor
     return Gpu(
         name=near if near.upper() in said.name else said.name.lower().replace(" ", "-"),
-        capability=10 * said.major + said.minor,
+        capability=capability,
         multiprocessors=said.multi_processor_count,
-        shared=int(getattr(said, "shared_memory_per_block_optin", known.shared)),
-        shared_each=int(getattr(said, "shared_memory_per_multiprocessor", known.shared_each)),
-        l2=int(getattr(said, "L2_cache_size", known.l2)) or known.l2,
+        shared=_said(said, "shared_memory_per_block_optin", known.shared),
+        shared_each=_said(said, "shared_memory_per_multiprocessor", known.shared_each),
+        l2=_said(said, "L2_cache_size", known.l2),
         memory=said.total_memory,
-        bandwidth=known.bandwidth,
-        peak={t: rate * share for t, rate in known.peak.items()},
-        registers=int(getattr(said, "regs_per_multiprocessor", known.registers)),
+        bandwidth=_bandwidth(said) or known.bandwidth,
+        peak=_peak(said, capability, known),
+        registers=_said(said, "regs_per_multiprocessor", known.registers),
+        threads=_said(said, "max_threads_per_multi_processor", known.threads),
     )
 
 
-# -- the engine ------------------------------------------------------------------------------------
-def graphs(lowered: Lowered, cuda: Cuda, body: Callable[..., Any] | None = None) -> Bind:
-    """The engine: one recording, made at the first call.
-
-    Args:
-        body: what is recorded, over inputs and derived values; the lowered graph's own by default.
-
-    Raises:
-        InputError: at a call, an input on another device, of another type or shape.
-        WhetError: at the first call, where memory runs out; says what the plan needs.
-    """
-    made = lowered.function() if body is None else body
-    types = [
-        (aten.torch_dtype(n.dtype), tuple(int(str(s)) for s in n.shape))
-        for n in lowered.graph.inputs
-    ]
-    return lambda derived: Replayed(made, tuple(derived), types, lowered, cuda)
+def _said(said: Any, name: str, otherwise: int) -> int:
+    """A number that torch tells of a device, where its version does."""
+    return int(getattr(said, name, 0) or otherwise)
 
 
-class Replayed:
-    """A body over its constants, as a recording; calls from several threads take turns.
-
-    Attributes:
-        refused: why it is run launch by launch instead, if it is.
-    """
-
-    def __init__(
-        self, body: Callable[..., Any], held: tuple[Tensor, ...],
-        types: Sequence[tuple[torch.dtype, tuple[int, ...]]], lowered: Lowered, cuda: Cuda,
-    ) -> None:  # fmt: skip
-        self.body, self.held, self.types = body, held, types
-        self.lowered, self.cuda = lowered, cuda
-        self.refused = ""
-        self._recording: Recording | None = None
-        self._inputs: list[Tensor] = []
-        self._stream: Any = None
-        self._lock = threading.Lock()
-
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        self._check(inputs)
-        with self._lock, self.cuda.here():
-            if self._recording is None and not self.refused:
-                self._record(inputs)
-            if self._recording is None:
-                return [x.clone() for x in self.body(*inputs, *self.held)]
-            self._stream = self.cuda.ordered(self._stream)
-            if self._inputs:
-                torch._foreach_copy_(self._inputs, list(inputs))
-            self._recording.replay()
-            return [y.clone() for y in self._recording.results]
-
-    def _check(self, inputs: Sequence[Tensor]) -> None:
-        for k, (x, (dtype, shape)) in enumerate(zip(inputs, self.types, strict=True)):
-            if x.dtype is not dtype or x.shape != shape or x.device != self.cuda.device:
-                raise InputError(
-                    f"input {k} is not what the program is for",
-                    expected=f"{dtype} {list(shape)} on {self.cuda.device}",
-                    got=f"{x.dtype} {list(x.shape)} on {x.device}",
-                    hint="move it: x.to(device, dtype)",
-                )
-
-    def _record(self, inputs: Sequence[Tensor]) -> None:
-        mine = [x.clone() for x in inputs]
-        try:
-            self._recording = self.cuda.recorded(lambda: tuple(self.body(*mine, *self.held)))
-            self._inputs = mine
-        except torch.OutOfMemoryError as fault:
-            free, total = self.cuda.free()
-            raise WhetError(
-                "the device has too little memory for the program",
-                expected=f"{needs(self.lowered, self.held) / GB:.2f} GB: constants and values",
-                got=f"{free / GB:.2f} of {total / GB:.2f} GB free",
-                hint="a smaller batch, or a narrower element type",
-            ) from fault
-        except RuntimeError as fault:
-            self.refused = f"not recorded: {(str(fault).splitlines() or [''])[0]}"
+def _bandwidth(said: Any) -> float:
+    """Bytes a second of memory: twice a clock, over the width of its bus; 0 where that is not
+    told."""
+    return 2e3 * _said(said, "memory_clock_rate", 0) * _said(said, "memory_bus_width", 0) / 8
 
 
-def needs(lowered: Lowered, derived: Sequence[Tensor]) -> int:
-    """Bytes that a program takes: constants, inputs, and values alive at once."""
-    inputs = sum(
-        math.prod(int(str(s)) for s in n.shape) * max(1, n.dtype.bits // 8)
-        for n in lowered.graph.inputs
-    )
-    return constants(derived) + inputs + working(lowered)
+def _peak(said: Any, capability: int, known: Gpu) -> dict[str, float]:
+    """Operations a second by element type: those of a multiprocessor and clock, by the clock; the
+    data sheet's, for as many multiprocessors, where either is not known."""
+    clock, each = 1e3 * _said(said, "clock_rate", 0), EACH_CLOCK.get(capability)
+    if clock and each is not None:
+        return {t: n * clock * said.multi_processor_count for t, n in each.items()}
+    share = said.multi_processor_count / known.multiprocessors
+    return {t: rate * share for t, rate in known.peak.items()}

@@ -6,6 +6,7 @@
     compiled    one region, compiled around library calls
     searched    the same, its kernels searched for           where time is left
     tiles       groups of operators in generated kernels, libraries where faster
+    lanes       the same, or library calls, what is independent beside one another
 
 Each is run once before it competes; what does not run is counted with its reason, and left out.
 """
@@ -23,20 +24,22 @@ import torch
 from torch import Tensor
 
 from whet.backend.lowered import Lowered, Step, body_nodes, example, lower
-from whet.backend.tiled import tiled
+from whet.backend.tiled import held, tiled
 from whet.backend.triton_text import Module
 from whet.errors import WhetError
 from whet.fuse.partition import Cluster, parse
 from whet.ir.graph import Graph
 from whet.run.abreast import grouped
-from whet.run.cuda import Cuda, Replayed, graphs
+from whet.run.cuda import Cuda
 from whet.run.device import LIBRARY, Tuned, made
 from whet.run.engine import Bind
 from whet.run.gains import ROUNDS, Stopwatch
+from whet.run.lanes import forked
 from whet.run.measure import Timing
 from whet.run.parameters import Parameters
 from whet.run.program import Program
 from whet.run.recipe import Recipe
+from whet.run.replayed import Replayed, graphs
 from whet.run.rewriting import Rewritten
 from whet.run.save import region_bytes
 from whet.store import Store
@@ -44,6 +47,7 @@ from whet.store import Store
 ENGINE = "cuda"
 COMPILED, SEARCHED = "compiled", "searched"
 SEARCHING = "max-autotune-no-cudagraphs"  # the compiler's own search; the recording is ours
+ROOM = 0.25  # of free memory, that a body in lanes may take
 SEARCH_S = 60.0  # seconds of the budget that have to be left for it
 NONE: Mapping[str, str] = MappingProxyType({})
 Made = tuple[str, Program, Recipe]
@@ -97,6 +101,7 @@ class Launched:
         """
         plain = self.plain(graph)
         yield from self._tried("graphed", plain, graphs(plain, self.cuda), parameters, inputs)
+        yield from self._beside("graphed-lanes", plain, parameters, inputs)
         if any(len(n.shape) == 4 for n in graph.parameters):
             bind = self._channels(plain)
             yield from self._tried("channels", plain, bind, parameters, inputs)
@@ -125,6 +130,19 @@ class Launched:
             yield from self._tried(
                 "tiles", lowered, bind, parameters, inputs, str(groups), schedules
             )  # fmt: skip
+            yield from self._beside(
+                "tiles-lanes", lowered, parameters, inputs, str(groups), schedules
+            )  # fmt: skip
+
+    def _beside(
+        self, name: str, lowered: Lowered, parameters: Parameters, inputs: Sequence[Tensor],
+        partition: str = "", schedules: Mapping[str, str] = NONE,
+    ) -> Iterator[Made]:  # fmt: skip
+        """The same in lanes, where there are several and memory for all values at a time."""
+        body = forked(lowered, self.cuda)
+        if body is not None and held(lowered) < ROOM * self.cuda.free()[0]:
+            bind = graphs(lowered, self.cuda, body)
+            yield from self._tried(name, lowered, bind, parameters, inputs, partition, schedules)
 
     def again(self, recipe: Recipe, graph: Graph, parameters: Parameters) -> Program:
         """The program of a recipe, which was made for the same graph.
@@ -133,7 +151,8 @@ class Launched:
             UnsupportedError: a kernel does not fit this device.
             WhetError: the recipe is for another graph.
         """
-        if recipe.kind == "tiles":
+        kind, _, way = recipe.kind.partition("-")
+        if kind == "tiles":
             groups = parse(graph, body_nodes(graph), recipe.partition)
 
             def decided(closed: Cluster) -> Module | None:
@@ -141,16 +160,19 @@ class Launched:
                 return None if text is None else made(closed, text, self.cuda.gpu)
 
             lowered = tiled(graph, groups, decided, self.cuda.device)
-            return Program(lowered, parameters, graphs(lowered, self.cuda), ENGINE)
-        if recipe.kind in (COMPILED, SEARCHED):
-            mode = SEARCHING if recipe.kind == SEARCHED else None
+            body = forked(lowered, self.cuda) if way else None
+            return Program(lowered, parameters, graphs(lowered, self.cuda, body), ENGINE)
+        if kind in (COMPILED, SEARCHED):
+            mode = SEARCHING if kind == SEARCHED else None
             generator = torch.Generator().manual_seed(0)
             inputs = [example(n, generator).to(self.cuda.device) for n in graph.inputs]
             lowered, bind = self._region(graph, parameters, inputs, mode)
             return Program(lowered, parameters, bind, ENGINE)
         plain = self.plain(graph)
-        bind = self._channels(plain) if recipe.kind == "channels" else graphs(plain, self.cuda)
-        return Program(plain, parameters, bind, ENGINE)
+        if kind == "channels":
+            return Program(plain, parameters, self._channels(plain), ENGINE)
+        body = forked(plain, self.cuda) if way else None
+        return Program(plain, parameters, graphs(plain, self.cuda, body), ENGINE)
 
     def _region(
         self, graph: Graph, parameters: Parameters, inputs: Sequence[Tensor], mode: str | None

@@ -113,7 +113,7 @@ class _Planning:
         scratch = _rounded(max((_scratch(p) for p in self.body.pieces), default=0))
         others = [s for s in self.storages.values() if s.kind == "given"]
         bound = _most([*mine, *others], self.end)
-        arena, apart = _allocate(mine), _most(others, self.end)
+        arena, apart = allocate(mine), _most(others, self.end)
         largest = sorted(mine, key=lambda s: s.bytes)
         while (
             others and largest and largest[-1].bytes > SMALL
@@ -123,7 +123,7 @@ class _Planning:
             loosened.kind, loosened.index = "loose", len(others)
             others.append(loosened)
             mine.remove(loosened)
-            arena, apart = _allocate(mine), _most(others, self.end)
+            arena, apart = allocate(mine), _most(others, self.end)
         return Plan(
             places, tuple(self.storages.values()), tuple(self.copies), scratch, arena + scratch,
             apart, bound + scratch,
@@ -226,7 +226,7 @@ _ORDERS: Sequence[Callable[[Storage], tuple[int, ...]]] = (
 )
 
 
-def _allocate(storages: Sequence[Storage]) -> int:
+def allocate(storages: Sequence[Storage]) -> int:
     """Sets the offsets; how many bytes that takes."""
     best: tuple[int, list[int]] | None = None
     for order in _ORDERS:

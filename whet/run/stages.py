@@ -6,6 +6,8 @@ _DEVICE = {
     "graphed": "one recording of plain library calls",
     "channels": "the same, images with their channels last",
     "tiles": "one recording: groups of operators in generated kernels, libraries where faster",
+    "graphed-lanes": "one recording of plain library calls, independent ones beside one another",
+    "tiles-lanes": "generated kernels and libraries, independent ones beside one another",
     "compiled": "one recording of a compiled region",
     "searched": "the same, its kernels searched for by the compiler",
 }

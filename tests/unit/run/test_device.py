@@ -22,9 +22,9 @@ from whet.kernel.lower import lower
 from whet.kernel.price import candidates, seconds
 from whet.machine.gpu import PRESETS, preset
 from whet.run.abreast import grouped
-from whet.run.cuda import needs
 from whet.run.device import LIBRARY, Tuned
 from whet.run.elsewhere import predict, write
+from whet.run.replayed import needs
 from whet.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +34,8 @@ from torch import nn
 from whet.capture.torch import capture
 from whet.errors import InputError
 from whet.machine.gpu import preset
-from whet.run.cuda import Pretended, graphs
+from whet.run.cuda import Pretended
+from whet.run.replayed import graphs
 from whet.backend.tiled import tiled
 from whet.run.abreast import grouped
 from whet.run.device import Tuned
@@ -52,7 +53,11 @@ with torch.no_grad():
     assert low.kernels["triton"] >= 1, low.kernels
     names = [n.name for n in c.graph.parameters]
     p = Program(low, Parameters({}, m, names), graphs(low, Pretended()), "cuda")
-    assert (p([x])[0] - m(x)).abs().max() < 1e-6
+    for laid in (x, x.t().contiguous().t(), x[:1].expand(6, 24)):  # whatever their strides
+        assert (p([laid])[0] - m(laid)).abs().max() < 1e-6
+    bound = p.current()
+    assert bound.memory.numel() > 0  # planned ahead
+    assert (bound([x.t().contiguous().t()])[0] - m(x)).abs().max() < 1e-6
     try:
         p([x.double()])
     except InputError as fault:

@@ -24,15 +24,16 @@ from whet.kernel.cut import Cut
 from whet.kernel.grid import grid
 from whet.kernel.lower import lower as lower_loops
 from whet.kernel.schedule import show
-from whet.machine.gpu import preset
+from whet.machine.gpu import EACH_CLOCK, PRESETS, preset
 from whet.plan import Plan
-from whet.run.cuda import Cuda, Pretended, Replayed, at_hand, described, graphs
+from whet.run.cuda import Cuda, Pretended, at_hand, described
 from whet.run.device import made
 from whet.run.launched import Launched, placed
 from whet.run.module import Found, Optimized
 from whet.run.parameters import Parameters
 from whet.run.recipe import FILE
 from whet.run.record import Report
+from whet.run.replayed import Replayed, graphs
 from whet.run.save import load, region_bytes, save
 from whet.store import Store
 
@@ -100,7 +101,7 @@ import sys
 import torch
 from torch import nn
 from whet.capture.torch import capture
-from whet.machine.gpu import preset
+from whet.machine.gpu import EACH_CLOCK, PRESETS, preset
 from whet.plan import Plan
 from whet.run.cuda import Pretended
 from whet.run.launched import Launched
@@ -264,6 +265,20 @@ def test_a_device_is_described_by_what_it_says() -> None:
     found = described(said)
     assert (found.name, found.capability, found.multiprocessors) == ("h200", 90, 132)
     assert found.bandwidth == preset("h200").bandwidth
+    told = {
+        "memory_clock_rate": 2_619_000, "memory_bus_width": 5120, "clock_rate": 1_980_000,
+        "regs_per_multiprocessor": 65536, "max_threads_per_multi_processor": 2048,
+    }  # fmt: skip
+    own = described(SimpleNamespace(**{**vars(said), **told}))
+    assert own.bandwidth == pytest.approx(3.352e12, rel=1e-3)
+    assert own.peak["bfloat16"] == pytest.approx(132 * 1.98e9 * 4096)
+    assert own.peak["vector"] == pytest.approx(67e12, rel=0.01)
+    assert own.shared == 232448
+    for name in PRESETS:  # a data sheet's rates are a clock times the operations of each
+        gpu = preset(name)
+        clocks = [gpu.peak[t] / n / gpu.multiprocessors
+                  for t, n in EACH_CLOCK[gpu.capability].items()]  # fmt: skip
+        assert max(clocks) < 1.1 * min(clocks), name
     less = described(SimpleNamespace(**{**vars(said), "multi_processor_count": 66}))
     assert less.peak["float16"] == pytest.approx(found.peak["float16"] / 2)
     assert found.fingerprint() != less.fingerprint()
