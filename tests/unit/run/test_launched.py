@@ -227,7 +227,7 @@ def test_too_little_memory_is_told_with_what_was_needed() -> None:
         bound = graphs(lowered, Small())(lowered.derive(dict(model.named_parameters())))
         with pytest.raises(WhetError, match="too little memory") as fault:
             bound([x])
-    assert "constants and values" in str(fault.value.expected)
+    assert "GB: constants 0.00, inputs 0.00, generated kernels" in str(fault.value.expected)
     assert "80.00 GB free" in str(fault.value.got)
 
 
@@ -278,7 +278,7 @@ def test_a_device_is_described_by_what_it_says() -> None:
         gpu = preset(name)
         clocks = [gpu.peak[t] / n / gpu.multiprocessors
                   for t, n in EACH_CLOCK[gpu.capability].items()]  # fmt: skip
-        assert max(clocks) < 1.1 * min(clocks), name
+        assert max(clocks) < 1.12 * min(clocks), name
     less = described(SimpleNamespace(**{**vars(said), "multi_processor_count": 66}))
     assert less.peak["float16"] == pytest.approx(found.peak["float16"] / 2)
     assert found.fingerprint() != less.fingerprint()
