@@ -16,7 +16,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from whet.errors import WhetError
@@ -26,9 +26,10 @@ from whet.ir.types import DType, Poly
 from whet.rewrite.conjecture import Conjecture, Form, Statement
 from whet.rewrite.formula import names
 from whet.rewrite.match import Match, apply_matches
+from whet.rewrite.pattern import commutes, is_positive
 from whet.rewrite.prove import Prover
-from whet.rewrite.rule import Rule
-from whet.rewrite.syntax import Pattern, walk
+from whet.rewrite.rule import Proof, Rule
+from whet.rewrite.syntax import Apply, Pattern, walk
 
 
 class CertificateError(WhetError):
@@ -146,6 +147,9 @@ def proven(place: Place, prover: Prover) -> Rule:
     verdict = prover.prove(place.statement)
     if not isinstance(verdict, Rule):
         raise CertificateError("a step is not proven", got=verdict)
+    told, own = (replace(p, queries=0, trials=0) for p in (Proof.parse(place.proof), verdict.proof))
+    if told != own:  # what it took may differ, what it says may not
+        raise CertificateError("another proof than the rule's", expected=own, got=told)
     return verdict
 
 
@@ -268,6 +272,9 @@ def matched(rule: Rule, place: Mapping[str, Any], nodes: Mapping[str, Node]) -> 
         backward,
         DType[place["element"]] if "element" in place else None,
     )
+    fault = misfit(match)
+    if fault is not None:
+        raise CertificateError("bindings that the statement does not have", got=fault)
     if guard_of(match) != place["guard"]:
         raise CertificateError(
             "another guard than the rule's", expected=guard_of(match), got=place["guard"]
@@ -278,6 +285,38 @@ def matched(rule: Rule, place: Mapping[str, Any], nodes: Mapping[str, Node]) -> 
             expected=list(match.assumes or ()), got=place["assumes"],
         )  # fmt: skip
     return match
+
+
+def misfit(match: Match) -> str | None:
+    """Where a match binds something else than what its statement, at its form, is proven for."""
+    statement, scope = match.rule.statement, match.scope
+    form, sides = statement.form, statement.sides
+    width = statement.conjecture.width_name
+    groups = [g for g, _ in form.ranks]
+    known = {*sides.sizes, *sides.scalars, *groups, *dict(form.values), *([width] if width else ())}
+    if scope.keys() != known:
+        return f"{', '.join(sorted(scope.keys() ^ known))}"
+    if width and scope[width] != form.width:
+        return f"{width} is {form.width}"
+    for group, rank in form.ranks:
+        dims = scope[group]
+        if not isinstance(dims, tuple) or len(dims) != rank:
+            return f"the rank of {group} is {rank}"
+    for name in (*sides.sizes, *groups):
+        if not is_positive(scope[name]):
+            return f"{name} is no size"
+    for name, value in statement.values(scope).items():
+        if scope[name] != value:
+            return f"{name} is {value}"
+    leaves = statement.leaves(scope)
+    if leaves.keys() != match.tensors.keys():
+        return f"{', '.join(sorted(leaves.keys() ^ match.tensors.keys()))}"
+    for name, meant in leaves.items():
+        node = match.tensors[name]
+        if (node and node.shape) != (meant and meant.shape):
+            return f"{name} is {meant and meant.type}"
+    turned = (p for p in match.flipped if not (isinstance(p, Apply) and commutes(p.op)))
+    return next((f"{p} cannot be turned" for p in turned), None)
 
 
 def _plain(value: object) -> Any:

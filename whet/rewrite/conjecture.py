@@ -181,12 +181,16 @@ class Statement:
             scope[name] = tuple(value(f"{name}{k}") for k in range(count)) if count else value(name)
         if self.conjecture.width_name:
             scope[self.conjecture.width_name] = self.form.width
+        return {**scope, **self.values(scope)}
+
+    def values(self, scope: Scope) -> dict[str, object]:
+        """The form's own values, where formulas of dims of groups say so at those of `scope`."""
         known: dict[str, Size] = {}
         for name, _ in self.form.ranks:
             dims = scope[name]
             if isinstance(dims, tuple):
                 known.update({f"{name}{k}": n for k, n in enumerate(dims)})
-        return {**scope, **{n: _at(v, known) for n, v in self.form.values}}
+        return {n: _at(v, known) for n, v in self.form.values}
 
     @property
     def coverage(self) -> str:

@@ -322,7 +322,7 @@ def finish(
         return None
     if any(n not in settled.tensors for n in sides.variables):
         return None
-    if not all(_is_positive(settled.scope[n]) for n in (*sides.sizes, *sides.groups)):
+    if not all(is_positive(settled.scope[n]) for n in (*sides.sizes, *sides.groups)):
         return None
     form = Form(
         width,
@@ -350,9 +350,9 @@ def finish(
     )
 
 
-def _is_positive(value: object) -> bool:
+def is_positive(value: object) -> bool:
     if isinstance(value, tuple):
-        return all(map(_is_positive, value))
+        return all(map(is_positive, value))
     return not isinstance(value, int) or value >= 1
 
 

@@ -4,21 +4,26 @@ tampered with is not."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from whet.ir.graph import Graph, Node, apply, leaf
 from whet.ir.types import DType, TensorType
-from whet.rewrite.certificate import CertificateError, verify_certificate
+from whet.rewrite.certificate import CertificateError, misfit, verify_certificate
 from whet.rewrite.columns import Columns, Offer
+from whet.rewrite.conjecture import Conjecture, Form, Statement
 from whet.rewrite.conjectures import CONJECTURES
 from whet.rewrite.egraph import EGraph
 from whet.rewrite.extract import extract
 from whet.rewrite.library import library
+from whet.rewrite.match import Match
 from whet.rewrite.prove import Prover
 from whet.rewrite.region import regions
+from whet.rewrite.rule import Rule
 from whet.rewrite.solve import Pricing, Solution, saturation, solve
 from whet.search import Budget, Cost, Source
 
@@ -189,6 +194,68 @@ def test_a_tampered_derivation_is_refused(name: str) -> None:
     assert json.dumps(data) != json.dumps(json.loads(str(line)))
     with pytest.raises(CertificateError):
         verify_certificate(graph, [json.dumps(data)], PROVER)
+
+
+def _paths(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where a value stands that holds no others."""
+    inside = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in inside:
+        if isinstance(value, (dict, list)) and value:
+            yield from _paths(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, str):
+        return value[:-1] + ("1" if value[-1:] != "1" else "2")
+    return [1] if value == [] else "x"
+
+
+def test_each_field_counts() -> None:
+    """Also what could be found out again: the form, the sizes, the proof."""
+    graph = _recurrence()
+    (line,) = _solved(graph).lines
+    seen = Counter[tuple[Any, ...]]()
+    for path in _paths(json.loads(str(line))):
+        kind = tuple("#" if isinstance(k, int) else k for k in path)
+        seen[kind] += 1
+        if seen[kind] > 2:
+            continue
+        data = value = json.loads(str(line))
+        for key in path[:-1]:
+            value = value[key]
+        value[path[-1]] = _other(value[path[-1]])
+        with pytest.raises(CertificateError):
+            verify_certificate(graph, [json.dumps(data)], PROVER)
+    assert len(seen) > 20
+
+
+def test_a_proof_at_another_rank_is_none_here() -> None:
+    """What is true of matrices alone is not believed of what is no matrix, nor is an operand that
+    changes places where that changes the value."""
+    x, y = _leaf("input", "x", 2, 3), _leaf("input", "y", 2, 3)
+    less = apply("sub", x, y)
+    conjecture = Conjecture("less: sub(x[*B], y[*B]) == add(x, neg(y))")
+    rule = PROVER.prove(Statement(conjecture, Form(0, (("B", 2),))))
+    assert isinstance(rule, Rule)
+    tensors = {"x": x, "y": y}
+    found = Match(rule, tensors, {"B": (2, 3)}, (less,))
+    assert misfit(found) is None
+    (left,) = rule.statement.sides.left
+    for wrong, said in (
+        (replace(found, flipped=frozenset({left})), "cannot be turned"),
+        (replace(found, scope={"B": (2, 3, 1)}), "the rank of B is 2"),
+        (replace(found, scope={"B": (3, 2)}), "x is"),
+        (replace(found, scope={"B": (2, 0)}), "B is no size"),
+        (replace(found, scope={"B": (2, 3), "K": 3}), "K"),
+        (replace(found, tensors={"x": x, "y": None}), "y is"),
+    ):
+        assert said in str(misfit(wrong))
 
 
 def test_each_digit_of_a_digest_counts() -> None:
