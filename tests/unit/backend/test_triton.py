@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.needs import needs_triton
 from tests.unit.backend.tiles import F16, F32, KINDS, graph, modules, sized
 from whet.backend.triton_text import module
+from whet.backend.triton_words import HELPERS, TYPES, WORDS
 from whet.errors import UnsupportedError
 from whet.ir.types import DType
 from whet.kernel.affine import bounds
@@ -128,6 +130,17 @@ def test_predicted_for_large_tiles(name: str, dtype: DType, capability: int) -> 
         refused = fits(d.kernel, launch, preset("a100" if capability == 80 else "h100"))
         assert refused or got.spilled <= 512, (cut, got.spilled)
         assert got.spilled or got.registers <= want.registers, (cut, got.registers, want)
+
+
+def test_only_words_of_the_oldest_triton_are_used() -> None:
+    """What is printed is in Triton 3.6 and, but for types, in its interpreter."""
+    known = """PropagateNan abs arange broadcast_to ceil cos dot erf exp exp2 floor full load log
+        log2 maximum minimum permute program_id reduce rsqrt sin sqrt static_range store sum where
+        float16 float32 float64 bfloat16 int1 int8 int16 int32 int64 uint8""".split()
+    printed = {w for name in QUICK for w in re.findall(r"tl\.(\w+)", modules(name, F16)[2].text)}
+    said = {w for text in (*WORDS.values(), *HELPERS.values(), *TYPES.values())
+            for w in re.findall(r"tl\.(\w+)", text)}  # fmt: skip
+    assert printed | said <= set(known)
 
 
 def test_products_go_through_tensor_cores() -> None:

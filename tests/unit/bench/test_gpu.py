@@ -94,6 +94,41 @@ def test_a_run_whose_time_is_up_is_begun_again(
     assert [(r["model"], r["tries"]) for r in rows.records] == [("a", 0), ("b", 1)]
 
 
+def test_one_command_goes_through_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Correctness first; a run that ends goes on in the part, and with the model, where it was."""
+    begun: list[str] = []
+    slow = ["ablation"]
+
+    def part(name: str):  # type: ignore[no-untyped-def]
+        def run(args: Any, rows: Rows):  # type: ignore[no-untyped-def]
+            for model in ("a", "b") if not args.models else args.models.split(","):
+                if model not in rows:
+                    begun.append(f"{name} {model}")
+                    rows.begin(model)
+                    args.models = "none"  # what a part narrows down is its own business
+                    if model == "b" and name in slow:
+                        time.sleep(60)
+                    yield [{"model": model, "system": "whet", "right": name != "check"}]
+
+        return run
+
+    for name in bench.gpu.MEASURED:
+        monkeypatch.setitem(bench.gpu.PARTS, name, part(name))
+    given = ["--pretend", "--results", str(tmp_path), "--seconds"]
+    assert bench.gpu.main([*given, "1.5"]) == 3
+    assert "time is up in ablation" in capsys.readouterr().out
+    assert begun[:2] == ["check a", "check b"]
+    assert begun[-1] == "ablation b"
+    slow.clear()
+    begun.clear()
+    assert bench.gpu.main([*given, "30"]) == 1  # something was wrong
+    assert begun == ["ablation b", "shapes a", "shapes b", "kernels a", "kernels b"]
+    found = sorted(p.name.partition("gpu-")[2] for p in tmp_path.glob("*.json"))
+    assert found == sorted(f"pretended-{name}.json" for name in bench.gpu.MEASURED)
+
+
 def test_every_model_comes_in_batches() -> None:
     """Every model of the zoo answers for as many samples as were asked for, each another one."""
     for name in names():
