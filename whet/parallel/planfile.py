@@ -41,7 +41,7 @@ from whet.parallel.strategy import STYLES, Part, Recipe, Strategy
 VERSION = 1
 # How far simulated seconds were from real ones, relatively and in the mean, and of what; by whether
 # the machine is processes of a host (`whet bench --suite parallel --part real` and `published`).
-HELD = {True: (0.16, "60 runs on a host"), False: (0.13, "30 published runs")}
+HELD = {True: (0.08, "60 runs on a host"), False: (0.13, "30 published runs")}
 Data = dict[str, Any]
 
 

@@ -166,15 +166,15 @@ def disagreement(found: Sequence[Sums], tolerance: float) -> str | None:
             continue
         rows = sorted(found[r][name][0] for r in ranks)
         middle = rows[len(rows) // 2]
-        for r in ranks:
-            total, size = found[r][name]
-            if abs(total - middle) > tolerance * max(size, 1e-30):
-                odd[r] += 1
-                where.setdefault(r, name.partition(" ")[0])
-        if len(ranks) == 2 and any(odd[r] for r in ranks):
-            odd.update(ranks)
-            for r in ranks:
-                where.setdefault(r, name.partition(" ")[0])
+        apart = [
+            r for r in ranks
+            if abs(found[r][name][0] - middle) > tolerance * max(found[r][name][1], 1e-30)
+        ]  # fmt: skip
+        if apart and len(ranks) == 2:
+            apart = ranks  # of two nobody can say which is the odd one
+        odd.update(apart)
+        for r in apart:
+            where.setdefault(r, name.partition(" ")[0])
     if not odd:
         return None
     most = max(odd.values())

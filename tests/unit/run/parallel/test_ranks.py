@@ -45,5 +45,8 @@ def test_the_odd_one_of_three_replicas_is_named():
     rows = [{"w (0,)": (1.0, 4.0)}, {"w (0,)": (1.0, 4.0)}, {"w (0,)": (1.5, 4.0)}]
     assert disagreement(rows, 1e-6) == "rank 2 diverges: its w differs from that of its replicas"
     assert disagreement(rows[:2], 1e-6) is None
+    two = {"v (0,)": (3.0, 4.0), "w (0,)": (1.5, 4.0)}, {"v (0,)": (3.0, 4.0), "w (0,)": (1.0, 4.0)}
+    for pair in (two, two[::-1]):
+        assert disagreement(pair, 1e-6) == "ranks 0 and 1 diverge: they hold different w"
     rows[1] = {"w (0,)": (float("nan"), 4.0)}
     assert disagreement(rows, 1e-6) == "rank 1 diverges: w is no number any more"
