@@ -11,10 +11,13 @@ is wrong is written down with the seed that makes it again:
 from __future__ import annotations
 
 import datetime
+import json
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +48,7 @@ from whet.run.parameters import Parameters
 from whet.run.program import Program
 
 COUNT, SMALL = 2000, 20
+EACH = 250  # models that one process checks
 ALONE = 0.15  # of programs that have no groups, and of groups that have no kernel of their own
 LEAST = 2e-5  # an error that is none in float32, after so many operators
 
@@ -171,6 +175,29 @@ def outcomes(seeds: Iterable[int]) -> Iterable[Outcome]:
             yield Outcome(number, len(m.operators), reason=reason, wrong=True)
 
 
+def apart(first: int, end: int) -> Iterator[Outcome]:
+    """The seeds from `first` to before `end`, checked in processes of their own: one that a kernel
+    ends is a fault of its seed, and the next one goes on behind it."""
+    command = [sys.executable, "-m", "bench.fuzz", "--lines", "--threads"]
+    while first < end:
+        last = min(end, first + EACH)
+        threads = str(torch.get_num_threads())
+        with subprocess.Popen(
+            [*command, threads, str(first), str(last)], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if line.startswith("{"):
+                    found = Outcome(**json.loads(line))
+                    first = found.seed + 1
+                    yield found
+        if first < last:
+            m = model(first)
+            said = f"the process ended with {child.returncode}"
+            yield Outcome(first, len(m.operators), reason=said, wrong=True)
+            first += 1
+
+
 def measure(args: Any, progress: Callable[[str], None]) -> tuple[dict[str, Any], str]:
     """Runs the suite; the JSON of it, and the same as text."""
     count = SMALL if args.small else COUNT
@@ -187,7 +214,7 @@ def measure(args: Any, progress: Callable[[str], None]) -> tuple[dict[str, Any],
     done: list[Outcome] = []
     began = time.monotonic()
     try:
-        for outcome in outcomes(range(count)):
+        for outcome in apart(0, count):
             done.append(outcome)
             if outcome.wrong:
                 progress(f"seed {outcome.seed}: {outcome.reason}")

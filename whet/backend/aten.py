@@ -86,10 +86,15 @@ def _unfit_pool(node: Node) -> bool:
 
 
 def _conv(a: Attrs, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    zero = [0] * len(a["stride"])
-    return torch.convolution(
-        x, w, b, a["stride"], a["padding"], a["dilation"], False, zero, a["groups"]
-    )
+    zero, dilation = [0] * len(a["stride"]), spread(a["dilation"], w.shape[2:])
+    return torch.convolution(x, w, b, a["stride"], a["padding"], dilation, False, zero, a["groups"])
+
+
+def spread(dilation: Sequence[int], kernel: Sequence[object]) -> tuple[int, ...]:
+    """A convolution's dilation, 1 where the kernel has one element and nothing to spread: torch
+    2.13 reads outside of memory for some 1x1 kernels otherwise (images one pixel wide, channels
+    last)."""
+    return tuple(1 if k == 1 else d for d, k in zip(dilation, kernel, strict=True))
 
 
 def _conv_transpose(a: Attrs, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

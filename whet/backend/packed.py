@@ -191,6 +191,7 @@ def _convs(cluster: Cluster) -> Iterator[Kernel]:
     assert w is not None
     a = dict(node.attrs)
     rank = len(x.shape) - 2
+    a["dilation"] = aten.spread(cast(Any, a["dilation"]), w.shape[2:])
     if rank == 2:
         layout = torch.channels_last
         yield Kernel(

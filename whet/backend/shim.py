@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from whet.backend import aten
 from whet.backend.boxed import boxed
 from whet.backend.cluster import Cluster
 from whet.backend.library import Operand, read_call, resolve
@@ -220,6 +221,8 @@ def _matmul(cluster: Cluster, kernel: Kernel, nodes: Sequence[Node], operands: O
 def _conv(cluster: Cluster, kernel: Kernel, nodes: Sequence[Node], operands: Operands) -> Piece:
     anchor = cluster.anchor
     a: dict[str, Any] = dict(anchor.attrs)
+    assert anchor.args[1] is not None
+    a["dilation"] = aten.spread(a["dilation"], anchor.args[1].shape[2:])
     geometry: list[str] = []
     order = ("stride", "padding", "dilation") if _is_plain(kernel) else _GEOMETRY
     for name in order:

@@ -121,6 +121,15 @@ def test_every_epilogue(epilogue: Epilogue) -> None:
     check(ended(conv(3), epilogue))
 
 
+def test_what_one_element_cannot_be_spread_over_is_not_said() -> None:
+    """With that dilation torch 2.13 reads outside of memory, and the process ends."""
+    x = tensor("input", "x", DType.f32, 8, 13, 67, 1)
+    w, b = tensor("parameter", "w", DType.f32, 3, 13, 1, 1), tensor("parameter", "b", DType.f32, 3)
+    each = {"stride": (3, 2), "padding": (0, 1), "dilation": (1, 2)}
+    names = check(ended(apply("conv2d", x, w, b, groups=1, **each), ()))
+    assert names >= {"aten", "channels-last", "onednn"}
+
+
 @pytest.mark.parametrize("epilogue", [(), ("add",), ("mul", "relu"), ("silu",)], ids="+".join)
 def test_every_geometry(epilogue: Epilogue) -> None:
     for batch, bias in product(((1,), (4,), (2, 3), (1, 1, 17), (2, 1, 3)), (True, False)):
