@@ -150,24 +150,30 @@ def cuts(kernel: Kernel, precision: str = "ieee", persistent: int = 0) -> list[C
             that pays: asked for where a device is there to try it.
     """
     dots = products(kernel)
+    several = len(dots) > 1 and len(kernel.outputs) > 1
     if not dots:
         sizes = ((4096, 1024, 4), (4096, 2048, 4), (4096, 4096, 8), (8192, 8192, 8))
         found = [Cut(row=r, tile=t, warps=w, stages=2) for r, t, w in sizes]
     else:
-        shapes = (
+        shapes: tuple[tuple[int, int, int, int, int], ...] = (
             (128, 128, 32, 8, 3), (128, 64, 32, 4, 4), (64, 128, 32, 4, 4), (64, 64, 64, 4, 3),
             (64, 64, 32, 4, 4), (128, 256, 64, 8, 3), (32, 64, 64, 4, 3), (16, 64, 64, 4, 3),
         )  # fmt: skip
+        if several:  # one cut for all of them: such as suit small ones
+            shapes = (*shapes[1:2], *shapes[3:5], *shapes[6:7])
         found = [
             Cut(rows=m, columns=n, depth=k, warps=w, stages=s, precision=precision)
             for m, n, k, w, s in shapes
         ]
-        found += [replace(c, group=8) for c in found[:2]]
+        if not several:
+            found += [replace(c, group=8) for c in found[:2]]
+            found += [Cut(64, 64, 64, 4, 3, precision, splits=n) for n in (4, 8)]
         found += [replace(c, persistent=persistent) for c in found[:3] if persistent]
-        found += [Cut(64, 64, 64, 4, 3, precision, splits=n) for n in (4, 8)]
     if dots and any(isinstance(s, Update) and s.how == "max" for s, _, _ in leaves(kernel.body)):
         found += [Cut(64, 64, 64, 4, 3, precision, splits=n, tile=256) for n in (16, 32, 64)]
-    if len(kernel.outputs) > 1:  # where they wait for nothing of one another
+    if several:
+        found = [*(replace(c, beside=True) for c in found), found[0]]
+    elif len(kernel.outputs) > 1:  # where they wait for nothing of one another
         found += [replace(c, beside=True) for c in found]
     return found
 

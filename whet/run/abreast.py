@@ -21,7 +21,7 @@ from whet.run.device import LIBRARY, Tuned
 
 SHORT_S = 20e-6
 MOST = 6  # groups that one launch takes
-TRIED = 24  # unlike sets of groups that are tried
+TRIED = 12  # unlike sets of groups that are tried
 
 
 def grouped(graph: Graph, tuned: Tuned) -> Partition:

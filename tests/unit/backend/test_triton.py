@@ -97,14 +97,20 @@ def test_compiled_quick(name: str, capability: int) -> None:
 @needs_triton
 @pytest.mark.full
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", [F16, F32], ids=["f16", "f32"])
+@pytest.mark.parametrize("dtype", [F16, F32, DType.bf16], ids=["f16", "f32", "bf16"])
 @pytest.mark.parametrize("name", list(KINDS))
 def test_compiled(name: str, dtype: object, capability: int) -> None:
     compiles(name, dtype, capability)
 
 
 LARGE = {
-    "linear": (Cut(128, 128, 32, 8, 3), Cut(128, 128, 64, 8, 3), Cut(64, 64, 64, 4, 3)),
+    "linear": (
+        Cut(128, 128, 32, 8, 3),
+        Cut(128, 128, 64, 8, 3),
+        Cut(64, 64, 64, 4, 3),
+        Cut(64, 64, 32, 4, 4, "tf32"),
+        Cut(128, 128, 32, 8, 3, persistent=132),
+    ),
     "attention, causal": (Cut(128, 64, 64, 8, 3), Cut(64, 64, 64, 4, 3), Cut(64, 128, 32, 4, 4)),
     "conv": (Cut(64, 64, 32, 4, 4), Cut(128, 64, 32, 4, 4)),
 }

@@ -41,9 +41,11 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import importlib
 import sys
+import tempfile
 import torch
 from torch import nn
 from whet.run.cuda import Pretended
+from whet.run.save import load, save
 from whet.store import Store
 
 walk = importlib.import_module("whet.optimize")
@@ -93,6 +95,11 @@ with torch.no_grad():
     model.head.weight.mul_(0.5)
     assert (fast(x) - model(x)).abs().max() < 1e-6
 assert not fast.report.failures, fast.report.failures
+again = load(save(fast, tempfile.mkdtemp() + "/saved"), device=Last())
+assert again.report.engine == "cuda"
+assert again.program.lowered.kernels == fast.program.lowered.kernels
+with torch.no_grad():
+    assert torch.equal(again(x), fast(x))
 print("right")
 """
 
