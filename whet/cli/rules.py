@@ -276,7 +276,7 @@ def _data(found: Verdict, seconds: float) -> dict[str, Any]:
 def _generate(args: argparse.Namespace, console: Console) -> int:
     from whet.rewrite import library
     from whet.rewrite.generate import assembled, generate, tabulated
-    from whet.rewrite.scopes import SCOPES
+    from whet.rewrite.table import SCOPES
 
     began = time.monotonic()
     scopes = [s for s in SCOPES if not args.names or s.name in args.names]

@@ -129,7 +129,7 @@ def _structural(op: str, shape: Shape, given: Values) -> Iterator[dict[str, obje
             for size in given.get("size") or _sizes(shape):
                 if not isinstance(size, tuple) or product(size) != product(shape):
                     continue
-                if size not in seen and len(size) <= 4:
+                if size not in seen and len(size) <= (6 if "size" in given else 4):
                     seen.add(size)
                     yield {"size": size}
         case _:

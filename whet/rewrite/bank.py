@@ -233,7 +233,7 @@ class Bank:
                 return None
             if pointwise(op) and type_.shape not in shapes:
                 return None  # both operands stretched: an outer product in disguise
-            if len(type_.shape) > 4 or not self.scope.admits(type_.shape):
+            if not self.scope.admits(type_.shape):
                 return None
             result = self._kind(type_.shape)
             if result is None:

@@ -220,13 +220,18 @@ def solve(e: ast.expr, value: object, scope: Scope) -> dict[str, object] | None:
 
     Returns:
         {} if all names are known and the value is right, one binding if one name is unknown and
-        occurs linearly, None where there is no solution.
+        occurs linearly or says where in a tuple without repetitions the value is, None where there
+        is no solution.
 
     Raises:
         Unbound: more than one name is unknown, or the unknown does not occur linearly.
     """
     if isinstance(e, ast.Name):
         return {e.id: value} if e.id not in scope else {} if scope[e.id] == value else None
+    match e:
+        case ast.Subscript(ast.Name(whole), ast.Name(name)) if name not in scope and whole in scope:
+            places = list(_sequence(scope[whole]))
+            return {name: places.index(value)} if value in places else None
     unknown = sorted(names(e) - scope.keys())
     if not unknown:
         return {} if evaluate(e, scope) == value else None

@@ -33,9 +33,10 @@ from whet.rewrite.lift import forms_of, holds, lifted
 from whet.rewrite.prove import Prover
 from whet.rewrite.prune import derivable, minimal, near
 from whet.rewrite.rule import Refutation, Rule
-from whet.rewrite.scopes import ACTIVATIONS, SCOPES, Scope
+from whet.rewrite.scopes import ACTIVATIONS, Scope
 from whet.rewrite.sift import Sift
 from whet.rewrite.sketch import Side, Sketch, Tree, leaves
+from whet.rewrite.table import SCOPES
 
 Tell = Callable[[str], None]
 _MOST_GUARDS = 3
@@ -326,9 +327,9 @@ def generate(
         jobs: scopes that run side by side.
     """
     found: dict[str, Outcome] = {}
-    for first in (True, False):
+    for number in sorted({s.wave for s in scopes}):
         known = [x for s in scopes if s.name in found for x in found[s.name].lines]
-        wave = [s for s in scopes if s.first is first]
+        wave = [s for s in scopes if s.wave == number]
         if jobs == 1:
             found |= {s.name: Explorer(s, tell, place, known).run() for s in wave}
         else:
@@ -429,9 +430,10 @@ def covered(rule: Conjecture, prover: Prover) -> tuple[str, str] | None:
 
 
 def version() -> str:
-    """A digest of the code that verdicts depend on."""
+    """A digest of the code that verdicts depend on; a scope is told apart by itself."""
     here = Path(__file__).parent
     files = sorted([*here.glob("*.py"), *here.parent.glob("ir/**/*.py")])
+    files.remove(here / "table.py")
     digest = hashlib.blake2b(digest_size=8)
     for f in files:
         digest.update(f.read_bytes())

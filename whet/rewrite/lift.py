@@ -23,6 +23,7 @@ from whet.ir.types import Poly, Size, product, substitute
 from whet.rewrite.conjecture import Conjecture, Form, Statement, build
 from whet.rewrite.grouping import grouped, polynomials
 from whet.rewrite.sketch import Side, Sketch, Text, Tree, leaves, replaced, spelled, trees
+from whet.rewrite.turning import turned
 
 Proven = Callable[[Conjecture, Form], bool]
 _MOST = 64
@@ -33,7 +34,9 @@ _AGAIN = ((2, 0, 1), (0, 2, 1))
 
 def lifted(sketch: Sketch, proven: Proven) -> Sketch:
     """The sketch as general as it can be made; it is proven itself."""
-    for step in (_tensors, _atoms, _sizes, _numbers, _composed, _unmoved, _resized, _axes, _groups):
+    for step in (
+        _tensors, _atoms, _sizes, _numbers, _composed, _unmoved, _resized, _turned, _axes, _groups
+    ):  # fmt: skip
         sketch = step(sketch, proven)
     return sketch
 
@@ -55,7 +58,10 @@ def forms_of(conjecture: Conjecture) -> Iterator[Form]:
                 yield Form(width, ranks, named)
             continue
         if "p" in sides.structural:
-            if rank == len(_PERMUTED) and "q" in sides.structural:
+            if rank == len(_PERMUTED) and "a" in sides.structural:
+                for p, axis in itertools.product((_PERMUTED, _AGAIN[1]), range(rank)):
+                    yield Form(width, ranks, (("p", p), ("a", axis)))
+            elif rank == len(_PERMUTED) and "q" in sides.structural:
                 yield from (Form(width, ranks, (("p", _PERMUTED), ("q", q))) for q in _AGAIN)
             elif rank == len(_PERMUTED):
                 yield from (Form(width, ranks, (("p", p),)) for p in (_PERMUTED, _AGAIN[1]))
@@ -429,6 +435,12 @@ def _groups(sketch: Sketch, proven: Proven) -> Sketch:
             if wider is not None and not _addressed(wider) and holds(wider, proven):
                 return wider
     return sketch
+
+
+def _turned(sketch: Sketch, proven: Proven) -> Sketch:
+    """Dims that are moved, with an axis of them, as any dims and any axis."""
+    wider = turned(sketch)
+    return wider if wider is not None and holds(wider, proven) else sketch
 
 
 def _axes(sketch: Sketch, proven: Proven) -> Sketch:

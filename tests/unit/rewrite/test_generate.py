@@ -14,15 +14,17 @@ from whet.ir.ops import TABLE
 from whet.ir.types import Poly, Size
 from whet.rewrite import library
 from whet.rewrite.bank import Bank
-from whet.rewrite.conjecture import Conjecture
+from whet.rewrite.conjecture import Conjecture, Statement
+from whet.rewrite.decide import derivation
 from whet.rewrite.expand import expansions
 from whet.rewrite.generate import Explorer, assembled, generate, tabulated
 from whet.rewrite.guards import guards
 from whet.rewrite.lift import holds, lifted
 from whet.rewrite.prove import Prover
 from whet.rewrite.rule import Rule
-from whet.rewrite.scopes import SCOPES, Scope
+from whet.rewrite.scopes import Scope
 from whet.rewrite.sketch import Sketch, Tree
+from whet.rewrite.table import SCOPES
 
 SMALL = Scope("small", 2, ("x[M, K]", "y[M, K]", "a[K, N]"), ("matmul", "add", "concat"))
 PROVER = Prover()
@@ -67,7 +69,8 @@ _SCRIPT = """
 from whet.rewrite import library
 from whet.rewrite.expand import expansions
 from whet.rewrite.generate import assembled, generate, tabulated
-from whet.rewrite.scopes import SCOPES, Scope
+from whet.rewrite.scopes import Scope
+from whet.rewrite.table import SCOPES
 tiny = Scope("tiny", 2, ("x[M, K]", "y[M, K]", "s[()]"), ("mul", "concat"))
 whole = Scope("wholes", 0, (), ("square", "silu", "softmax"))
 print(library.printed(tabulated(assembled(generate({})))), end="")
@@ -171,6 +174,31 @@ def test_what_is_reshaped_is_so_from_any_sizes_to_any() -> None:
     assert text == "relu(reshape(x[*B], size=s)) == reshape(relu(x), size=s)"
     text = _lifted(Tree("permute", (("dims", (0, 1)),), ("x",)), "x", x="MK")
     assert text == "permute(x[*B], dims=tuple(range(len(B)))) == x"
+
+
+def test_dims_are_moved_before_or_after_any_axis() -> None:
+    """And the rule is matched from either side: an axis is where the moved dims have it."""
+
+    def turn(x: Tree | str) -> Tree:
+        return Tree("permute", (("dims", (1, 0)),), (x,))
+
+    def softmax(x: Tree | str, axis: int) -> Tree:
+        return Tree("softmax", (("axis", axis),), (x,))
+
+    text = _lifted(softmax(turn("x"), 0), turn(softmax("x", 1)), x="MK")
+    moved = "permute(softmax(x, axis=p[a]), dims=p)"
+    assert text == f"softmax(permute(x[*B], dims=p), axis=a) == {moved}"
+    rule = {"turned": Conjecture(f"turned: {text}")}
+    before = "softmax(permute({}, dims=(2, 0, 1)), axis=0)"
+    after = "permute(softmax({}, axis={}), dims=(2, 0, 1))"
+    x = "x[M, K, N]"
+    for left, right, found in (
+        (before.format(x), after.format("x", 2), ["turned"]),
+        (after.format(x, 2), before.format("x"), ["turned"]),
+        (before.format(x), after.format("x", 1), None),
+    ):
+        statement = Statement(Conjecture(f"at: {left} == {right}"))
+        assert derivation(statement, rule, Prover()) == found
 
 
 def test_constants_are_part_of_rules() -> None:
