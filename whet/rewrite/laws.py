@@ -1,7 +1,7 @@
 """Laws of scalar functions, as rewrites of guarded sums of products.
 
     1/(a*b) = 1/a * 1/b          exp(a + b) = exp(a) * exp(b)    max(max(a, b), c) = max(a, b, c)
-    exp(log(a)) = a
+    exp(log(a)) = a              exp(-log(a)) = 1/a
     x**2 = x*x, x**0.5 = sqrt    exp(a) * exp(-a) = 1            n * (1/n) = 1 for sizes n
 
 Which law a function obeys is said by `whet.ir.functions`; what it means is said here.
@@ -112,13 +112,13 @@ def exponential(fn: str, s: Sum) -> Sum | None:
 
 
 def _raised(fn: str, t: Term) -> Sum:
-    """f of a term; exp(n * log(a)) is a, n times."""
+    """f of a term; exp(n * log(a)) is a, n times, or 1/a."""
     n, known = t.coefficient, not (t.bound or t.guards) and len(t.factors) == 1
     f = t.factors[0] if known else None
-    if fn == "exp" and isinstance(f, Applied) and f.fn == "log" and n in (1, 2, 3):
-        found = tm.ONE
-        for _ in range(int(n)):
-            found = tm.times(found, f.args[0])
+    if fn == "exp" and isinstance(f, Applied) and f.fn == "log" and abs(n) in (1, 2, 3):
+        found, one = tm.ONE, f.args[0] if n > 0 else tm.of(Applied("recip", f.args))
+        for _ in range(abs(int(n))):
+            found = tm.times(found, one)
         return found
     return tm.of(Applied(fn, ((t,),)))
 

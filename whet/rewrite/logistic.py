@@ -144,17 +144,24 @@ def cancelled(s: Sum) -> Sum:
                 if not tm.mentions(f, frozenset(t.bound)):
                     inverse.setdefault(spell_factor(f, {}), (f, []))[1].append(t)
     for f, mine in inverse.values():
-        bare = tuple(replace(t, factors=laws.without(t.factors, [f])) for t in mine)
-        if len(bare) != len(f.args[0]):
-            continue
-        own = {spell_factor(x, {}) for x in laws.common(f.args[0])}
-        shared = [x for x in laws.common(bare) if spell_factor(x, {}) not in own]
-        rest = tuple(replace(t, factors=laws.without(t.factors, shared)) for t in bare)
-        scale = _scale(rest, f.args[0])
-        if scale is not None:
-            share = Term(scale, factors=tuple(shared))
-            return cancelled((*(t for t in s if t not in mine), share))
+        groups = [mine] if len(f.args[0]) > 1 else [[t] for t in mine]
+        for group in groups:
+            share = _share(f, group)
+            if share is not None:
+                return cancelled((*(t for t in s if t not in group), share))
     return s
+
+
+def _share(f: Applied, mine: Sequence[Term]) -> Term | None:
+    """What is left of terms that are a sum and its reciprocal `f`, times what they share."""
+    bare = tuple(replace(t, factors=laws.without(t.factors, [f])) for t in mine)
+    if len(bare) != len(f.args[0]):
+        return None
+    own = {spell_factor(x, {}) for x in laws.common(f.args[0])}
+    shared = [x for x in laws.common(bare) if spell_factor(x, {}) not in own]
+    rest = tuple(replace(t, factors=laws.without(t.factors, shared)) for t in bare)
+    scale = _scale(rest, f.args[0])
+    return Term(scale, factors=tuple(shared)) if scale is not None else None
 
 
 def _scale(a: Sum, b: Sum) -> Fraction | None:
