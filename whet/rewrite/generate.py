@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -41,6 +44,7 @@ from whet.rewrite.table import SCOPES
 Tell = Callable[[str], None]
 _MOST_GUARDS = 3
 _TRIED = 60  # guards that a counterexample asks for
+_LOOK_S = 1.0
 _TRIALS = 2  # a bank has compared both sides already; what is wrong shows at once
 
 
@@ -342,9 +346,12 @@ def _side_by_side(
 ) -> dict[str, Outcome]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.managers import SyncManager
 
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
+    context, own = multiprocessing.get_context("spawn"), (os.getpid(),)
+    manager = SyncManager(ctx=context)
+    manager.start(_attached, own)
+    with manager, ProcessPoolExecutor(jobs, context, _attached, own) as pool:
         served = {p.pid for p in multiprocessing.active_children()}
         lines = manager.Queue()
         futures = {s.name: pool.submit(_explored, s, lines, place, known) for s in scopes}
@@ -363,6 +370,17 @@ def _side_by_side(
                     process.kill()
             raise
         return {name: f.result() for name, f in futures.items()}
+
+
+def _attached(parent: int) -> None:
+    """A process that ends with the one that started it, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _explored(scope: Scope, lines: object, place: Path | None, known: Sequence[Line]) -> Outcome:

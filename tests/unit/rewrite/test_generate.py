@@ -250,3 +250,22 @@ def test_the_library_is_in_order() -> None:
     assert len({e.name for e in entries}) == len(entries)
     covered = [e for e in entries if e.covers.startswith("all-shapes")]
     assert len(covered) >= 0.95 * len(entries)
+
+
+_ORPHAN = """
+import os, subprocess, sys, time
+inner = ("import os, time; from whet.rewrite.generate import _attached; _attached(os.getppid());"
+         "print(os.getpid(), flush=True); time.sleep(60)")
+subprocess.Popen([sys.executable, "-c", inner]).wait()
+"""
+
+
+def test_a_worker_ends_with_whoever_started_it() -> None:
+    outer = subprocess.Popen([sys.executable, "-c", _ORPHAN], stdout=subprocess.PIPE, text=True)
+    assert outer.stdout is not None
+    with outer.stdout as told:
+        worker = Path("/proc", told.readline().strip())
+        assert worker.exists()
+        outer.kill()
+        outer.wait()
+        assert told.read() == "", "the pipe is closed once the worker has gone too"

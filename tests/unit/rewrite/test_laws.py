@@ -50,6 +50,8 @@ minimum of a function: minimum(tanh(x[N]), tanh(y[N])) == tanh(minimum(x, y))
 maximum of a function that is turned: amax(-sigmoid(x[M, N]), dims=(1,)) == -sigmoid(amin(x, dims=(1,)))
 maximum of a power and a shift: amax(exp(x[M, N] + y[M, 1]), dims=(1,)) == exp(amax(x, dims=(1,)) + reshape(y, size=(M,)))
 function of a pool: sigmoid(max_pool2d(x[N, C, H, W], kernel=(R, Q), stride=(S, T), padding=(0, 0), dilation=(1, 1), extra=(0, 0))) == max_pool2d(sigmoid(x), kernel=(R, Q), stride=(S, T), padding=(0, 0), dilation=(1, 1), extra=(0, 0))
+power of a negative logarithm: exp(x[M, N] - reshape(logsumexp(x, 1), size=(M, 1))) == softmax(x, 1)
+weighed shares: matmul(softmax(x[M, K], 1), v[K, N] + c[N]) == matmul(softmax(x, 1), v) + c
 identity matrix: matmul(x[M, K], tril(triu(full(size=(K, K), value=1.0), 0), 0)) == x
 Winograd: conv1d(x[1, 1, 4], w[1, 1, 3], groups=1, stride=(1,), padding=(0,), dilation=(1,)) == reshape([[1, 1, 1, 0], [0, 1, -1, -1]] @ (([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]] @ reshape(w, size=(3, 1))) * ([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]] @ reshape(x, size=(4, 1)))), size=(1, 1, 2))
 """
@@ -60,6 +62,7 @@ times distributes over maximum: maximum(x[N], y[N]) * c[N] == maximum(x * c, y *
 maximum of different functions: maximum(tanh(x[N]), sigmoid(y[N])) == tanh(maximum(x, y))
 maximum of multiples: maximum(tanh(x[N]), 2.0 * tanh(y[N])) == 2.0 * tanh(maximum(x, y))
 maximum of cosines: maximum(cos(x[N]), cos(y[N])) == cos(maximum(x, y))
+weighed shares of another whole: matmul(exp(x[M, K]), v[K, N] + c[N]) == matmul(exp(x), v) + c
 sigmoid is odd: sigmoid(-x[N]) == -sigmoid(x)
 maximum of negative powers: maximum(exp(-x[N]), exp(-y[N])) == exp(-maximum(x, y))
 clamped elsewhere: clamp(clamp(x[N], low=0.0, high=6.0), low=1.0, high=6.0) == clamp(x, low=0.0, high=6.0)
