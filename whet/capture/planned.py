@@ -229,7 +229,7 @@ def rank(plan: Planned, options: Options, timeout: float) -> tuple[Run, dict[str
             got=f"checkpoints in {options.folder}", hint="leave --checkpoints out",
         )  # fmt: skip
     here, size, store = connect(timeout)
-    watch = Watch(store, here, size)
+    watch = Watch(store, here, size, patience=timeout)
     watch.start()
     try:
         session = Session(plan.program, plan.orders, step.wholes(), options.make(), watch)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -40,17 +42,22 @@ class Watch:
     """One rank's signs of life, and its view of the others.
 
     Attributes:
+        patience: seconds that this rank waits for others in one operation. Torch's functional
+            collectives wait without end, whatever the group's timeout is, and cannot be called
+            back: a rank whose patience ends says who it was and ends itself.
         step, begun, doing: where this rank is.
     """
 
     store: Store
     rank: int
     size: int
+    patience: float = math.inf
     step: int = 0
     begun: int = 0
     doing: str = "starting"
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _since: float = math.inf
 
     def start(self) -> None:
         """Begin to give signs."""
@@ -73,16 +80,34 @@ class Watch:
     def note(self, what: str) -> None:
         """This rank begins something that others take part in."""
         self.begun += 1
+        self._since = time.monotonic()
         self.doing = what
 
     def computing(self) -> None:
         """This rank is by itself again."""
+        self._since = math.inf
         self.doing = ""
 
     def _beat(self, store: Store) -> None:
         while not self._stop.wait(BEAT_S):
             with contextlib.suppress(RuntimeError):
                 self._write(store)
+            if time.monotonic() - self._since > self.patience:
+                self._since = math.inf
+                threading.Thread(target=self._give_up, daemon=True).start()  # signs go on meanwhile
+
+    def _give_up(self) -> None:
+        """End this process, which waits for a rank that does not come."""
+        begun = self.begun
+        text = self.blame(TimeoutError(f"waited for {self.patience} s"))
+        if text is None or self.begun != begun or self._stop.is_set():
+            return
+        fault = RankFailed(
+            text, where=f"rank {self.rank}, step {self.step}, {self.doing}",
+            hint="continue from the last checkpoint with --resume",
+        )  # fmt: skip
+        print(f"error: {fault}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _write(self, store: Store) -> None:
         row = {"at": time.time(), "step": self.step, "begun": self.begun, "doing": self.doing}
