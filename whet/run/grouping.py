@@ -33,7 +33,7 @@ SHORTEST_S = 12.0  # budgets below have no groups tuned: there is no time to com
 LEAST_S = 2.0  # of a search for a partition
 OWN_S = 33.0  # seconds beyond a walk's budget: operators computed another way, groups in haste
 TRIED = 0.65  # share of these in which it is decided what is computed so
-RECAST_LEAST_S = 12.0  # of them; what a shorter budget allows is not enough for the proofs
+OWN_LEAST_S = 12.0  # of them; a shorter walk has none: what it asks for is to be short
 
 
 def reserves(budget_s: float) -> tuple[float, float]:
@@ -119,7 +119,7 @@ class Grouping:
         self, start: Rewritten, groups: Partition, prover: Prover, seconds: float
     ) -> tuple[Rewritten, Partition] | None:
         """`recast.faster`, in seconds of its own: what else the budget is for is not cut short."""
-        if seconds < RECAST_LEAST_S:
+        if seconds < OWN_LEAST_S:
             return None
         self.progress("computing operators another way")
         with self._beyond(seconds) as whole:
@@ -134,7 +134,7 @@ class Grouping:
 
     def _settled(self, graph: Graph, groups: Partition, seconds: float) -> None:
         """Decide what had too little time, in what is left of the seconds beyond the budget."""
-        if seconds <= self.beyond_s:
+        if seconds < OWN_LEAST_S or seconds <= self.beyond_s:
             return
         with self._beyond(seconds - self.beyond_s) as whole:
             decide(graph, groups, self.tuner)

@@ -47,7 +47,7 @@ from whet.run.workshop import Asked, Drawn, Workshop
 from whet.search import Budget
 from whet.store import Store
 
-KIND = "schedule-8"
+KIND = "schedule-9"
 TOGETHER = 6  # groups whose drafts are compiled before they are timed
 LIBRARY = "library"
 FIRST = "no time to try several drafts: the first, or the library"
@@ -56,7 +56,8 @@ PASS_S = 0.015  # seconds of timing for each draft of a cluster and pass
 HOPELESS = 1.3  # times the fastest, from which on a draft is slow
 ENOUGH, PASSES = 3, 5  # passes that are made, where nothing disturbs and at most
 TURN_S = 3e-3  # a turn of the scheduler, or a little less
-CALL_S = 4e-6  # what Python takes for a library call, and a native program does not
+CALL_S = 4e-6  # what Python takes for a product's library call, and a native program does not
+STEP_S = 1e-6  # for any other one
 POINTER_S = 1e-6  # what Python takes to call a kernel
 
 
@@ -306,7 +307,7 @@ class Tuner:
         values = _example(closed, operands)
         competes = any(n.op in ANCHORS for n in closed.graph.nodes)
         far = self.memory if self._far(operands) else None
-        call, steps = self._library(closed, values, far)
+        call, python = self._library(closed, values, far)
         want = call()
         calls: dict[str, Callable[[], object]] = {}
         if competes or not drawn:
@@ -320,19 +321,20 @@ class Tuner:
             else:
                 self.failures[f"wrong: {name}"] += 1
         best, calm = best_times(calls, passes)
-        taken = {LIBRARY: CALL_S * steps}
+        taken = {LIBRARY: python}
         return {n: max(0.2 * t, t - taken.get(n, POINTER_S)) for n, t in best.items()}, calm
 
     def _library(
         self, closed: Cluster, values: Mapping[Node, Tensor], far: Far | None
-    ) -> tuple[Callable[[], Sequence[Tensor]], int]:
-        """The cluster as library calls, on operands as they lie; and how many calls it takes."""
+    ) -> tuple[Callable[[], Sequence[Tensor]], float]:
+        """The cluster as library calls, on operands as they lie; and what Python takes of them."""
         lowered = lower(closed.graph, self.choose)
         named = {n.name: values[o] for n, o in zip(_leaves(closed), closed.leaves, strict=True)}
         inputs = [values[o] for o in closed.leaves[: len(closed.graph.inputs)]]
         function = lowered.function()
         derived = in_turn(lowered.derive, named, far)
-        return lambda: function(*inputs, *next(derived)), len(lowered.body)
+        python = sum(CALL_S if s.node.op in ANCHORS else STEP_S for s in lowered.body)
+        return lambda: function(*inputs, *next(derived)), python
 
 
 def best_times(
