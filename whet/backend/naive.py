@@ -13,7 +13,7 @@ from whet.backend.piece import Generated, Piece, Strides, Value
 from whet.errors import RecordError, UnsupportedError
 from whet.ir.expr import Expr, Index, loads
 from whet.ir.graph import Node
-from whet.ir.nest import PRELUDE, For, Nest, Printer, Stmt, Store, nest
+from whet.ir.nest import PRELUDE, Combine, Declare, For, If, Nest, Printer, Stmt, Store, nest
 from whet.ir.ops import exists
 from whet.ir.record import Instance
 
@@ -125,7 +125,7 @@ class _Strided(Printer):
             const = "const " if b.role == "in" else ""
             lines.append(f"  {const}{kind} *{b.name} = ({const}{kind} *)({place});")
         for s in self.nest.body:
-            if isinstance(s, For) and _turns(s) >= MINIMUM:
+            if isinstance(s, For) and _turns(s) >= MINIMUM and not _folds(s):
                 depth = _depth(s)
                 lines.append(f"  #pragma omp parallel for collapse({depth})")
             lines += self._statement(s, "  ")
@@ -140,6 +140,26 @@ class _Strided(Printer):
 def _turns(s: For) -> int:
     inner = max((_turns(x) for x in s.body if isinstance(x, For)), default=1)
     return int(str(s.extent)) * inner
+
+
+def _folds(s: For) -> bool:
+    """Whether turns of a loop meet in a local that is declared outside of it: a reduction to one
+    element, which threads must not share."""
+    own: set[str] = set()
+    folded: set[str] = set()
+
+    def look(x: Stmt) -> None:
+        match x:
+            case Declare(local):
+                own.add(local)
+            case Combine(local):
+                folded.add(local)
+            case For(body=body) | If(body=body):
+                for y in body:
+                    look(y)
+
+    look(s)
+    return not folded <= own
 
 
 def _depth(s: For) -> int:
