@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 
 import torch
 
@@ -64,16 +65,16 @@ def shapes(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
     few = args.pretend
     dtype = DType.f16 if few else DType.bf16
     every = [*_products(dtype), *_attention(dtype), *_rows(dtype)]
-    tuned = _tuned(args.cuda)
-    for key, graph in [every[0], every[-1]] if few else every:
-        if key in rows:
-            continue
-        rows.begin(key)
-        small = Graph(graph.inputs, graph.outputs) if not few else _shrunk(graph)
-        with torch.no_grad():
-            parts = seed(small, body_nodes(small)).clusters
-            found = [r for c in parts for r in _record(key, c, tuned, args.cuda)]
-        yield found
+    with closing(_tuned(args.cuda)) as tuned:
+        for key, graph in [every[0], every[-1]] if few else every:
+            if key in rows:
+                continue
+            rows.begin(key)
+            small = Graph(graph.inputs, graph.outputs) if not few else _shrunk(graph)
+            with torch.no_grad():
+                parts = seed(small, body_nodes(small)).clusters
+                found = [r for c in parts for r in _record(key, c, tuned, args.cuda)]
+            yield found
 
 
 def groups(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
@@ -89,7 +90,8 @@ def groups(args: argparse.Namespace, rows: Rows) -> Iterator[list[Record]]:
             graph = capture(case.module, case.args, case.kwargs).graph
             tuned = _tuned(args.cuda)
             parts = seed(graph, body_nodes(graph)).clusters
-            tuned.prepare(parts)
+            with closing(tuned):
+                tuned.prepare(parts)
             calls = Counter(c.digest for c in parts)
             records = []
             for closed in {c.digest: c for c in parts}.values():

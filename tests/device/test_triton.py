@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 from torch import nn
@@ -38,7 +40,8 @@ def test_program() -> None:
     with torch.no_grad():
         captured = capture(model, (x,), {})
         tuned = Tuned(cuda.gpu, Store.open(), cuda)
-        lowered = tiled(captured.graph, grouped(captured.graph, tuned), tuned, device)
+        with closing(tuned):
+            lowered = tiled(captured.graph, grouped(captured.graph, tuned), tuned, device)
         parameters = Parameters({}, model, [n.name for n in captured.graph.parameters])
         program = Program(lowered, parameters, graphs(lowered, cuda), "cuda")
         for _ in range(3):

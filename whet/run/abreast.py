@@ -17,7 +17,8 @@ from whet.fuse.legality import mergeable, united
 from whet.fuse.partition import Partition, cluster
 from whet.fuse.seed import merged, seed
 from whet.ir.graph import Graph
-from whet.run.device import LIBRARY, Tuned
+from whet.run.device import Tuned
+from whet.run.launcher import LIBRARY
 
 SHORT_S = 20e-6
 MOST = 6  # groups that one launch takes

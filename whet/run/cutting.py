@@ -169,11 +169,11 @@ def cutting(space: CutSpace, prior: Ranker | None, budget: Budget, seed: int = 0
 
 
 # -- what is learnt --------------------------------------------------------------------------------
-def keep(store: Store, place: str, c: Cutting, gpu: Gpu, seconds: float) -> None:
-    """Files a trial, of a group on a device."""
+def keep(store: Store, place: str, c: Cutting, gpu: Gpu, seconds: float, failed: str = "") -> None:
+    """Files a trial, of a group on a device; infinite seconds with what failed."""
     store.put(KIND, f"{gpu.fingerprint()}/{place}/{digest(c)}", {
         "features": [float(x) for x in described(c, gpu)],
-        "seconds": seconds if math.isfinite(seconds) else None,
+        "seconds": seconds if math.isfinite(seconds) else None, "failed": failed,
     })  # fmt: skip
 
 

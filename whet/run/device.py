@@ -13,23 +13,18 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from whet.backend import aten
-from whet.backend.lowered import example
-from whet.backend.tiled import Generated
 from whet.backend.triton_text import Module, module
 from whet.errors import WhetError
 from whet.fuse.partition import Cluster
 from whet.ir.cost import node_cost
-from whet.ir.graph import Node
 from whet.kernel.block import launch_of
 from whet.kernel.legal import Illegal
 from whet.kernel.lower import lower
@@ -37,21 +32,20 @@ from whet.kernel.model import Ranker
 from whet.kernel.price import Candidate, candidates
 from whet.kernel.schedule import apply, read, show
 from whet.machine.gpu import Gpu
-from whet.run.cuda import Cuda, Recording, quartile
+from whet.run.cuda import ROUNDS, Cuda, quartile
 from whet.run.cutting import BATCH, CutSpace, cutting, keep, learned
 from whet.run.cutting import described as features_of
 from whet.run.cutting import digest as cut_digest
+from whet.run.farm import Failed, Farm
+from whet.run.launch import Group, Launch, launches
+from whet.run.launcher import LIBRARY
 from whet.run.recipe import held
 from whet.search import Budget
 from whet.store import Store
 
 KIND = "tiles-4"
-LIBRARY = "library"
 TRIED = 4  # candidates that are compiled and timed
 SEARCH_S = 10.0  # seconds that the search for a group's cut may take
-ALLOWED = {torch.float64: 1e-9, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far a kernel may be from the library's result, over the largest element: libraries round
-operands of float32 products to tfloat32 where they may. The whole program is held to float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +79,7 @@ class Tuned:
         cuda: where to measure; None predicts only.
         precision: of float32 products: "ieee" or "tf32".
         until: a moment of `time.monotonic` after which nothing more is measured.
+        failed: by group and cut, why a trial failed; none is tried twice.
     """
 
     gpu: Gpu
@@ -93,6 +88,7 @@ class Tuned:
     precision: str = "ieee"
     until: float = math.inf
     failures: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
     decided: dict[str, Decision] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
@@ -200,6 +196,8 @@ class Tuned:
         if not found or math.isinf(before.library):
             return
         rivals = _Rivals(self, cuda, closed)
+        if math.isinf(rivals.library):
+            return
         space = CutSpace(lower(closed.graph), self.gpu, rivals.price, found)
         left = max(self.until - time.monotonic(), 0.0)
         share = SEARCH_S if math.isinf(left) else min(SEARCH_S, cuda.tuning * left)
@@ -214,7 +212,7 @@ class Tuned:
 
     def _measured(self, cuda: Cuda, closed: Cluster, found: Sequence[Candidate]) -> Decision:
         rivals = _Rivals(self, cuda, closed)
-        if rivals.want is None:  # nothing to hold kernels to: it is called as it is
+        if math.isinf(rivals.library):  # nothing to hold kernels to: it is called as it is
             return Decision(LIBRARY, math.inf, "predicted")
         times = rivals.price(found)
         kernel = min(times)
@@ -224,71 +222,63 @@ class Tuned:
             return Decision(text, kernel, "measured", rivals.library, kernel)
         return Decision(LIBRARY, rivals.library, "measured", rivals.library, kernel)
 
-    def _tried(
-        self, body: Callable[[], tuple[Tensor, ...]], cuda: Cuda
-    ) -> tuple[tuple[Tensor, ...], Recording] | None:
-        """What a body makes, and its recording; None where it cannot be recorded, counted."""
-        try:
-            return body(), cuda.recorded(body)
-        except Exception as fault:  # whatever it raises, it is not for this group
-            self.failures[f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"] += 1
-            return None
+    @cached_property
+    def farm(self) -> Farm:
+        """Where kernels are tried."""
+        return launches()
+
+    def close(self) -> None:
+        """Ends the process that kernels are tried in, and its hold on the device."""
+        self.farm.close()
 
 
 class _Rivals:
-    """What may run one group, timed in turns with the library's calls on the same tensors.
+    """What may run one group, timed in turns with the library's calls on the same tensors, in a
+    process that a kernel may take down.
 
     Attributes:
-        want: the library's results, which kernels are held to; None where it does not run.
-        library: seconds of its calls, the least that was seen.
-        seconds: by cut.
+        library: seconds of its calls, the least that was seen; infinite where they do not run.
+        seconds: by cut; infinite for what does not run, or is wrong.
     """
 
     def __init__(self, tuned: Tuned, cuda: Cuda, closed: Cluster) -> None:
-        self.tuned, self.cuda, self.closed = tuned, cuda, closed
-        generator = torch.Generator().manual_seed(0)
-        self.values = [example(n, generator).to(cuda.device) for n in closed.leaves]
+        self.tuned, self.closed = tuned, closed
+        self.group = Group(closed.graph, cuda)
+        self.failed = tuned.failed.setdefault(closed.digest, {})
         self.seconds: dict[str, float] = {}
         self.library = math.inf
-        calls = _library(closed, cuda.device)
-        made = tuned._tried(lambda: calls(self.values), cuda)
-        self.want: tuple[Tensor, ...] | None = made[0] if made else None
-        self.recording: Recording | None = made[1] if made else None
+        self._measured({LIBRARY: Launch()}, rounds=1)
 
     def price(self, found: Sequence[Candidate]) -> list[float]:
         """Seconds of each cut; infinite for what does not run, or is wrong."""
-        fresh = {cut_digest(c): c for c in found if cut_digest(c) not in self.seconds}
-        made: dict[str, Recording] = {}
+        known = self.seconds.keys() | self.failed.keys()
+        fresh = {d: c for c in found if (d := cut_digest(c)) not in known}
+        asked = {LIBRARY: Launch()}
         for name, c in fresh.items():
-            recording = self._right(show(c.draft.schedule))
-            if recording is not None:
-                made[name] = recording
-        if self.recording is not None:
-            replays = [self.recording.replay, *(r.replay for r in made.values())]
-            library, *rows = map(quartile, self.cuda.raced(replays))
-            self.library = min(self.library, library)
-            self.seconds |= dict(zip(made, rows, strict=True))
+            try:
+                asked[name] = Launch(self.tuned.made(self.closed, show(c.draft.schedule)))
+            except WhetError as fault:
+                self._failed(name, fault.summary, f"{fault.got}")
+        self._measured(asked, ROUNDS)
         for name, c in fresh.items():
-            self.seconds.setdefault(name, math.inf)
-            keep(self.tuned.store, self.closed.digest, c, self.tuned.gpu, self.seconds[name])
-        return [self.seconds[cut_digest(c)] for c in found]
+            seconds, why = self.seconds.get(name, math.inf), self.failed.get(name, "")
+            keep(self.tuned.store, self.closed.digest, c, self.tuned.gpu, seconds, why)
+        return [self.seconds.get(cut_digest(c), math.inf) for c in found]
 
-    def _right(self, schedule: str) -> Recording | None:
-        """A kernel's recording, where its results are the library's."""
-        failures = self.tuned.failures
-        try:
-            call = Generated(self.tuned.made(self.closed, schedule), self.cuda.device)
-        except WhetError as fault:
-            failures[f"{fault.summary}: {fault.got}"] += 1
-            return None
-        found = self.tuned._tried(lambda: call(*self.values), self.cuda)
-        if found is None or self.want is None:
-            return None
-        got, recording = found
-        if not all(_close(a, b) for a, b in zip(got, self.want, strict=True)):
-            failures["wrong"] += 1
-            return None
-        return recording
+    def _measured(self, asked: Mapping[str, Launch], rounds: int) -> None:
+        for name, verdict in self.tuned.farm.measure(self.group, asked, rounds=rounds).items():
+            if isinstance(verdict, Failed):
+                self._failed(name, verdict.kind, verdict.reason)
+            elif name == LIBRARY:
+                self.library = min(self.library, quartile(verdict.samples))
+            else:
+                self.seconds[name] = quartile(verdict.samples)
+
+    def _failed(self, name: str, kind: str, reason: str) -> None:
+        # One count for all that are wrong: by how much each is, the store says.
+        self.tuned.failures[kind if kind == "wrong" else f"{kind}: {reason}"] += 1
+        if name != LIBRARY:
+            self.failed[name] = f"{kind}: {reason}"
 
 
 def made(closed: Cluster, schedule: str, gpu: Gpu | None = None) -> Module:
@@ -310,26 +300,6 @@ def made(closed: Cluster, schedule: str, gpu: Gpu | None = None) -> Module:
     return module(f"whet_{digest}", k, launch_of(moves))
 
 
-def _library(
-    closed: Cluster, device: torch.device
-) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
-    """A group's operators as library calls."""
-    nodes = [n for n in closed.graph.nodes if not n.is_leaf]
-    calls = [(n, aten.bound(n)) for n in nodes]
-    leaves = (*closed.graph.inputs, *closed.graph.parameters)
-
-    made = {n: call().to(device) for n, call in calls if not n.args}
-
-    def run(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        at: dict[Node, Any] = {**made, **dict(zip(leaves, values, strict=True))}
-        for n, call in calls:
-            if n.args:
-                at[n] = call(*(None if a is None else at[a] for a in n.args))
-        return tuple(at[n] for n in closed.graph.results)
-
-    return run
-
-
 def library_seconds(closed: Cluster, gpu: Gpu) -> float:
     """What library calls should take: each operator by itself, by the roofline, at 85%; views of
     memory, and what is picked from a call with several results, nothing."""
@@ -343,12 +313,3 @@ def library_seconds(closed: Cluster, gpu: Gpu) -> float:
         kind = n.dtype.value
         total += gpu.launch + max(flops / gpu.rate(kind), moved / gpu.bandwidth) / 0.85
     return total
-
-
-def _close(got: Tensor, want: Tensor) -> bool:
-    if not got.dtype.is_floating_point:
-        return torch.equal(got, want)
-    allowed = ALLOWED.get(got.dtype, 1e-2)
-    got, want = got.double().nan_to_num(0, 0, 0), want.double().nan_to_num(0, 0, 0)
-    scale = float(want.abs().max()) if want.numel() else 0.0
-    return float((got - want).abs().max() if got.numel() else 0.0) <= allowed * max(scale, 1e-6)

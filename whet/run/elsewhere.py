@@ -20,7 +20,8 @@ from whet.ir.graph import Graph
 from whet.ir.text import print_graph
 from whet.machine.gpu import Gpu
 from whet.run.abreast import grouped
-from whet.run.device import LIBRARY, Decision, Tuned
+from whet.run.device import Decision, Tuned
+from whet.run.launcher import LIBRARY
 from whet.store import Store
 
 VERSION = 2

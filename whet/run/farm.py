@@ -9,7 +9,8 @@ after other data has driven it out (cold), as the program will meet it. Where a 
 process down, a new one goes on with the others.
 
 Kernels have the interface of `whet.backend`: `void symbol(void *const *args, void *scratch)`, the
-operands in order, then the results.
+operands in order, then the results. A device's kernels are asked about in the same way, of another
+runner (`whet.run.launch`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,7 +37,22 @@ from whet.run.measure import Timing
 from whet.run.runner import Array
 
 RUNNER = Path(__file__).with_name("runner.py")
+PACKAGES = RUNNER.parents[2]
 KINDS = ("load", "crash", "hang", "wrong", "corrupt", "error")
+
+
+class Asked(Protocol):
+    """What kernels are called with, and what they must give."""
+
+    def write(self, folder: Path) -> None:
+        """Puts it where a runner finds it."""
+
+
+class Trial(Protocol):
+    """A kernel."""
+
+    def told(self) -> dict[str, Any]:
+        """What a runner is told of it, as JSON."""
 
 
 Laid = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -57,6 +73,13 @@ class Kernel:
     symbol: str
     scratch_bytes: int = 0
     laid: Mapping[int, Laid] = field(default_factory=dict, hash=False)
+
+    def told(self) -> dict[str, Any]:
+        """For the runner."""
+        return {
+            "library": str(self.library), "symbol": self.symbol, "scratch": self.scratch_bytes,
+            "laid": {str(k): list(map(list, how)) for k, how in self.laid.items()},
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +143,9 @@ class Farm:
     Args:
         threads: that kernels may use.
         patience_s: seconds after which a kernel that was called once is said to hang.
+        runner: what Python runs.
+        start_s: seconds that a runner may take to begin and to take in a task, if not as many.
+        lasting: a runner goes on with the next task.
 
     Attributes:
         deaths: runners that kernels have taken down.
@@ -127,15 +153,18 @@ class Farm:
 
     threads: int
     patience_s: float = 10.0
+    runner: Sequence[str] = (str(RUNNER),)
+    start_s: float = 0.0
+    lasting: bool = False
     deaths: int = 0
     _process: subprocess.Popen[str] | None = field(default=None, init=False)
-    _task: Task | None = field(default=None, init=False)
+    _task: Asked | None = field(default=None, init=False)
     _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def measure(
         self,
-        task: Task,
-        kernels: Mapping[str, Kernel],
+        task: Asked,
+        kernels: Mapping[str, Trial],
         *,
         rounds: int = 9,
         cold: bool = False,
@@ -169,21 +198,27 @@ class Farm:
                 pending = [n for n in right if n not in found]
         return {name: verdicts[name] for name in kernels}
 
-    def _prepared(self, task: Task) -> str:
+    def _prepared(self, task: Asked) -> str:
         """The folder of a task; a runner that has it already forgets its kernels."""
         if task is self._task and self._folder is not None:
             if self._process is not None:
                 with contextlib.suppress(_GoneError):  # the next question starts a new one
                     self._ask(self._folder.name, "forget")
             return self._folder.name
-        self.close()  # what an earlier task left behind
+        if self._folder is not None:  # what an earlier task left behind
+            self._folder.cleanup()
+        if not self.lasting:
+            self._stop()
         self._folder, self._task = tempfile.TemporaryDirectory(prefix="whet-trial-"), task
         task.write(Path(self._folder.name))
+        if self._process is not None:
+            with contextlib.suppress(_GoneError):
+                self._ask(self._folder.name, "task", folder=self._folder.name)
         return self._folder.name
 
-    def _checked(self, place: str, name: str, kernel: Kernel) -> Failed | None:
+    def _checked(self, place: str, name: str, kernel: Trial) -> Failed | None:
         try:
-            answer = self._ask(place, "check", **_told(name, kernel))
+            answer = self._ask(place, "check", name=name, **kernel.told())
         except _GoneError as gone:
             return gone.failed
         if "failed" in answer:
@@ -191,7 +226,7 @@ class Farm:
         return None
 
     def _timed(
-        self, place: str, kernels: Mapping[str, Kernel], rounds: int, cold: bool, limit_s: float
+        self, place: str, kernels: Mapping[str, Trial], rounds: int, cold: bool, limit_s: float
     ) -> dict[str, Verdict]:
         """Times of all of them; or, where that goes wrong, what is wrong with one or more."""
         limit = limit_s if math.isfinite(limit_s) else None
@@ -214,7 +249,7 @@ class Farm:
         return {n: Timing(tuple(s), answer["calls"][n]) for n, s in answer["samples"].items()}
 
     def _alone(
-        self, place: str, name: str, kernel: Kernel, rounds: int, cold: bool, limit_s: float
+        self, place: str, name: str, kernel: Trial, rounds: int, cold: bool, limit_s: float
     ) -> Failed | None:
         """Why this kernel cannot be timed, found out in a runner of its own."""
         self._stop()
@@ -237,6 +272,8 @@ class Farm:
         message = {"do": do, **message}
         several = max(1.0, len(message.get("names", ())) / 8)
         patience = self.patience_s * (3 + message.get("rounds", 0)) / 3 * several
+        if do == "task":
+            patience = max(patience, self.start_s)
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -255,15 +292,19 @@ class Farm:
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise _GoneError("crash", name)
         answer: dict[str, Any] = json.loads(line)
+        if "gone" in answer:
+            self._end(process)
+            raise _GoneError(answer["failed"], answer["reason"])
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
         # Left to the system, two threads may share a processor for hundreds of calls: times are
         # then eight times what they are with one each.
         bound = {"OMP_NUM_THREADS": str(self.threads), "OMP_PROC_BIND": "true"}
-        environment = {**os.environ, **bound}
+        path = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, **bound, "PYTHONPATH": path}
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(RUNNER)],
+            [sys.executable, "-W", "ignore", *self.runner],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=environment, start_new_session=True,
         )  # fmt: skip
@@ -295,14 +336,6 @@ class Farm:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _told(name: str, kernel: Kernel) -> dict[str, Any]:
-    return {
-        "name": name, "library": str(kernel.library), "symbol": kernel.symbol,
-        "scratch": kernel.scratch_bytes,
-        "laid": {str(k): list(map(list, how)) for k, how in kernel.laid.items()},
-    }  # fmt: skip
 
 
 def _line(process: subprocess.Popen[str], patience: float) -> str | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -31,10 +32,11 @@ from whet.fuse.partition import Cluster, parse
 from whet.ir.graph import Graph
 from whet.run.abreast import grouped
 from whet.run.cuda import Cuda
-from whet.run.device import LIBRARY, Tuned, made
+from whet.run.device import Tuned, made
 from whet.run.engine import Bind
 from whet.run.gains import ROUNDS, Stopwatch
 from whet.run.lanes import forked
+from whet.run.launcher import LIBRARY
 from whet.run.measure import Timing
 from whet.run.parameters import Parameters
 from whet.run.program import Program
@@ -119,8 +121,9 @@ class Launched:
             self.cuda.gpu, self.store, self.cuda, self.cuda.precision,
             until=time.monotonic() + seconds,
         )  # fmt: skip
-        groups = grouped(graph, tuned)
-        tuned.search(groups.clusters)
+        with closing(tuned):
+            groups = grouped(graph, tuned)
+            tuned.search(groups.clusters)
         self.failures.update(tuned.failures)
         lowered = tiled(graph, groups, tuned, self.cuda.device)
         chosen = {c.digest: tuned.decision(c).schedule for c in groups.clusters}

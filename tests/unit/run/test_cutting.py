@@ -104,29 +104,20 @@ SEARCHING = """
 import time
 import torch
 from torch import nn
+from tests.unit.run.pretending import LastSearched
 from whet.capture.torch import capture
 from whet.backend.lowered import body_nodes
 from whet.run.abreast import grouped
-from whet.run.cuda import Pretended
 from whet.run.cutting import KIND
 from whet.run.device import TRIED, Tuned
 from whet.store import Store
-
-
-class Searching(Pretended):
-    tuning = 0.5
-
-    def raced(self, calls, rounds=3):
-        for call in calls:
-            call()
-        return [[1.0 / (1 + n)] * 3 for n, _ in enumerate(calls)]
 
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(24, 40), nn.Softmax(-1)).eval()
 with torch.no_grad():
     graph = capture(model, (torch.randn(6, 24),)).graph
-    store, device = Store.memory(), Searching()
+    store, device = Store.memory(), LastSearched()
     tuned = Tuned(device.gpu, store, device, until=time.monotonic() + 12)
     groups = grouped(graph, tuned)
     before = len(store.keys(KIND))

@@ -22,8 +22,9 @@ from whet.kernel.lower import lower
 from whet.kernel.price import candidates, seconds
 from whet.machine.gpu import PRESETS, preset
 from whet.run.abreast import grouped
-from whet.run.device import LIBRARY, Tuned
+from whet.run.device import Tuned
 from whet.run.elsewhere import predict, write
+from whet.run.launcher import LIBRARY
 from whet.run.replayed import needs
 from whet.store import Store
 

@@ -44,22 +44,13 @@ import sys
 import tempfile
 import torch
 from torch import nn
-from whet.run.cuda import Pretended
+from tests.unit.run.pretending import Last
 from whet.run.save import load, save
 from whet.store import Store
 
 walk = importlib.import_module("whet.optimize")
 walk.finalists = lambda timings, original: list(timings)
 walk.choose = lambda timings, original: sys.argv[1]  # whatever the clock says
-
-
-class Last(Pretended):
-    \"\"\"A device on which what was tried last is the fastest.\"\"\"
-
-    def raced(self, calls, rounds=3):
-        for call in calls:
-            call()
-        return [[1.0 / (1 + n)] * 3 for n, _ in enumerate(calls)]
 
 
 class Net(nn.Module):
@@ -107,23 +98,15 @@ SAVING = """
 import sys
 import torch
 from torch import nn
+from tests.unit.run.pretending import Last
 from whet.capture.torch import capture
-from whet.machine.gpu import EACH_CLOCK, PRESETS, preset
 from whet.plan import Plan
-from whet.run.cuda import Pretended
 from whet.run.launched import Launched
 from whet.run.module import Found, Optimized
 from whet.run.parameters import Parameters
 from whet.run.record import Report
 from whet.run.save import region_bytes, save
 from whet.store import Store
-
-
-class Last(Pretended):
-    def raced(self, calls, rounds=3):
-        for call in calls:
-            call()
-        return [[1.0 / (1 + n)] * 3 for n, _ in enumerate(calls)]
 
 
 torch.manual_seed(0)
