@@ -276,13 +276,15 @@ class _Tiler:
         around = [s.var for s in home[: home.index(mine)]]
         if around and not d.do(Reorder((mine.var, *around))):
             return [(buffer, home)]
-        before = set(d.kernel.loops)
-        if not d.do(Peel(mine.var, turns(mine) // step * step)):
+        before, known = set(d.kernel.loops), {b.name for b in d.kernel.buffers}
+        tried = d.copy()
+        if not tried.do(Peel(mine.var, turns(mine) // step * step)):
             return [(buffer, home)]
-        tail = next(s.var for s in d.kernel.body if isinstance(s, Loop) and s.var not in before)
-        known = {b.name for b in d.kernel.buffers}
-        if not d.do(Recompute(buffer, tail)):
+        rests = (s.var for s in tried.kernel.body if isinstance(s, Loop) and s.var not in before)
+        tail = next(rests, "")  # one turn of the only loop is no loop any more
+        if not tail or not tried.do(Recompute(buffer, tail)):
             return [(buffer, home)]
+        d.take(tried)
         again = next(b.name for b in d.kernel.buffers if b.name not in known)
         loops = d.kernel.loops
         return [(buffer, tuple(nest(loops[mine.var]))), (again, tuple(nest(loops[tail])))]

@@ -66,6 +66,7 @@ CASES = {
     "linear with rests": linear(7, 5, 26),
     "one row": linear(1, 9, 50),
     "one row, prime": linear(1, 9, 53),
+    "one row, one over": linear(1, 9, 33),
     "1x1": convolution(1, 3, 8, 8, 1, 1, 1),
     "3x3": convolution(2, 4, 9, 7, 3, 1, 1),
     "3x3 strided": convolution(1, 4, 8, 7, 3, 2, 1),
