@@ -112,10 +112,13 @@ def exponential(fn: str, s: Sum) -> Sum | None:
 
 
 def _raised(fn: str, t: Term) -> Sum:
-    """f of a term; exp(n * log(a)) is a, n times, or 1/a."""
+    """f of a term; exp(n * log(a)) is a, n times, or 1/a: unless a is an extremum, as what sums are
+    shifted by is, which stays an exponent for shifts to be told from."""
     n, known = t.coefficient, not (t.bound or t.guards) and len(t.factors) == 1
     f = t.factors[0] if known else None
     if fn == "exp" and isinstance(f, Applied) and f.fn == "log" and abs(n) in (1, 2, 3):
+        if n < 0 and any(isinstance(x, tm.Fold) for a in f.args[0] for x in a.factors):
+            return tm.of(Applied(fn, ((t,),)))
         found, one = tm.ONE, f.args[0] if n > 0 else tm.of(Applied("recip", f.args))
         for _ in range(abs(int(n))):
             found = tm.times(found, one)
