@@ -136,10 +136,12 @@ def test_tables_of_a_recommender_are_cut_by_its_experts_and_by_nothing_else():
         assert ran.seconds >= found.simulated.seconds
         part = strategy.parts[0]
         rows = {
-            n.name: c.result.cuts
+            n.name: (len(n.shape), c.result.cuts)
             for place in range(part.first, part.last)
             for n, c in library.choices_of(part, place, strategy.microbatches).items()
             if n.op == "parameter"
         }
-        for name, cuts in rows.items():
-            assert [d for d, _, _ in cuts] == ([dim] if name.startswith("tables") else [])
+        assert any(name.startswith("tables") for name in rows)
+        for name, (rank, cuts) in rows.items():
+            if rank > 1:  # a bias lies as what it is added to, whichever is cheaper
+                assert [d for d, _, _ in cuts] == ([dim] if name.startswith("tables") else [])

@@ -83,18 +83,22 @@ def test_a_program_issues_what_the_simulator_prices(name):
 
 def test_a_wrong_choice_is_refused():
     """A partial sum that is taken for the sum: no operator objects, the comparison does."""
-    plan = planned("dlrm", PLANS["tensor"])
+    plan = planned("bert_large", PLANS["tensor"])
+
+    wronged = []
 
     def chosen(part, place):
         found = dict(plan.chosen(part, place))
         for n, c in found.items():
             if any(a == "tensor" for a, _ in c.result.partial):
                 kept = tuple(p for p in c.result.partial if p[0] != "tensor")
+                wronged.append(n)
                 found[n] = Choice(c.cuts, c.operands, Sharding(c.result.cuts, kept), c.inner)
         return found
 
     step = plan.training
     wrong = glue.completed(plan.name, plan.dtype, step, plan.library, plan.strategy, chosen)
+    assert wronged, "a plan with sums in parts"
     with pytest.raises(PlanRefused, match="does not compute what the model computes"):
         glue.prove(
             wrong.program, wrong.orders, step.joint.graph, step.joint.gradients,
