@@ -80,3 +80,8 @@ class SearchError(WhetError):
 
 class MissingError(WhetError):
     """A package that is not installed, and that only a part of whet needs."""
+
+
+def first_line(fault: BaseException) -> str:
+    """What a fault says, in a line; its kind where it says nothing."""
+    return (str(fault).splitlines() or [type(fault).__name__])[0]

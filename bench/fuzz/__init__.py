@@ -30,7 +30,7 @@ from whet.backend.cluster import Cluster
 from whet.backend.lowered import body_nodes, lower
 from whet.backend.packed import Kernel
 from whet.backend.piece import Packed, Piece, Value
-from whet.errors import UnsupportedError
+from whet.errors import UnsupportedError, first_line
 from whet.fuse import moves
 from whet.fuse.moves import Move
 from whet.fuse.partition import Cluster as Closed
@@ -170,8 +170,7 @@ def outcomes(seeds: Iterable[int]) -> Iterable[Outcome]:
         try:
             yield check(m)
         except Exception as fault:  # whatever it is, the seed that brought it must be told
-            said = (str(fault).splitlines() or [""])[0]
-            reason = f"{type(fault).__name__}: {said}"
+            reason = f"{type(fault).__name__}: {first_line(fault)}"
             yield Outcome(number, len(m.operators), reason=reason, wrong=True)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from whet.ir.graph import Graph, Node, attr_text
 
 # What library kernels can start with, and what they can end with.
+LIBRARY = "library"  # in the place of a schedule: a group is left to its kernels
 ANCHORS = frozenset({"linear", "matmul", "conv1d", "conv2d", "conv3d", "attention"})
 UNARY = frozenset("relu gelu gelu_tanh silu sigmoid tanh hardswish hardsigmoid leaky_relu".split())
 BINARY = frozenset({"add", "mul"})

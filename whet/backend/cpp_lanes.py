@@ -20,10 +20,9 @@ from whet.ir import expr as ex
 from whet.ir.expr import COMPARISON, LOGIC, Call, Expr, Index, Load, Num, Select
 from whet.ir.functions import FUNCTIONS
 from whet.ir.types import DType
-from whet.kernel.affine import Domain, Form, bounds, build, by_value, form, inside, is_index
+from whet.kernel.affine import LANE, Domain, Form, bounds, build, by_value, form, inside, is_index
 from whet.kernel.loops import Buffer
 
-LANE = "lane@"
 _C = {"+": "+", "-": "-", "*": "*", "/": "/", "<": "<", "<=": "<=", "==": "=="}
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from whet.backend.cpp_lanes import LANE, Chunk, Lanes, Plain, chunk_index, neutral_lanes
+from whet.backend.cpp_lanes import Chunk, Lanes, Plain, chunk_index, neutral_lanes
 from whet.backend.cpp_scalar import combined, extremum, spelled
 from whet.backend.cpp_unroll import expanded
 from whet.ir import expr as ex
 from whet.ir.expr import Call, Expr, Index, Num
 from whet.ir.types import DType
-from whet.kernel.affine import Domain, bounds, simplify
+from whet.kernel.affine import LANE, Domain, bounds, simplify
 from whet.kernel.loops import Buffer, Extent, If, Loop, Stmt, Store, Update, accesses, bound, leaves
 
 WRITTEN_OUT = 4  # chunks that are no loop

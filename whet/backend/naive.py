@@ -13,7 +13,18 @@ from whet.backend.piece import Generated, Piece, Strides, Value
 from whet.errors import RecordError, UnsupportedError
 from whet.ir.expr import Expr, Index, loads
 from whet.ir.graph import Node
-from whet.ir.nest import PRELUDE, Combine, Declare, For, If, Nest, Printer, Stmt, Store, nest
+from whet.ir.nest import (
+    PRELUDE,
+    Combine,
+    Declare,
+    For,
+    Nest,
+    Printer,
+    Stmt,
+    Store,
+    nest,
+    statements,
+)
 from whet.ir.ops import exists
 from whet.ir.record import Instance
 
@@ -145,21 +156,9 @@ def _turns(s: For) -> int:
 def _folds(s: For) -> bool:
     """Whether turns of a loop meet in a local that is declared outside of it: a reduction to one
     element, which threads must not share."""
-    own: set[str] = set()
-    folded: set[str] = set()
-
-    def look(x: Stmt) -> None:
-        match x:
-            case Declare(local):
-                own.add(local)
-            case Combine(local):
-                folded.add(local)
-            case For(body=body) | If(body=body):
-                for y in body:
-                    look(y)
-
-    look(s)
-    return not folded <= own
+    every = list(statements((s,)))
+    own = {x.local for x in every if isinstance(x, Declare)}
+    return not {x.local for x in every if isinstance(x, Combine)} <= own
 
 
 def _depth(s: For) -> int:

@@ -240,7 +240,7 @@ class Printer:
         self.nest = n
         self.known: dict[str, DType] = {b.name: b.dtype for b in n.buffers}
         self.whole = {
-            s.local: s.ctype == "int64_t" for s in _statements(n.body) if isinstance(s, Declare)
+            s.local: s.ctype == "int64_t" for s in statements(n.body) if isinstance(s, Declare)
         }
         for local, whole in self.whole.items():
             self.known[local] = DType.i64 if whole else DType.f64
@@ -355,11 +355,12 @@ class Printer:
         return f"{tensor}[{total or 0}]"
 
 
-def _statements(body: Sequence[Stmt]) -> Iterator[Stmt]:
+def statements(body: Sequence[Stmt]) -> Iterator[Stmt]:
+    """All of them, outer ones first."""
     for s in body:
         yield s
         if isinstance(s, (For, If)):
-            yield from _statements(s.body)
+            yield from statements(s.body)
 
 
 def _number(value: object) -> str:

@@ -21,6 +21,9 @@ from whet.ir.expr import COMPARISON, LOGIC, Call, Expr, Index, Load, Num, Select
 from whet.kernel.loops import Extent, bound
 
 Domain = Mapping[str, Extent]
+LANE, CHUNK = "lane@", "chunk@"
+"""Of a vector loop, whose variable is lanes * chunk + lane; no variable of a kernel is named so."""
+
 _EXTREMA = ("minimum", "maximum")
 _INDEX = frozenset({"+", "-", "*", "//", "%", *_EXTREMA})
 

@@ -17,12 +17,10 @@ from dataclasses import dataclass, replace
 
 from whet.ir import expr as ex
 from whet.ir.expr import Expr, Index
-from whet.kernel.affine import Domain, by_value, form
+from whet.kernel.affine import CHUNK, LANE, Domain, by_value, form
 from whet.kernel.draft import nest, turns, weighed
 from whet.kernel.legal import around
 from whet.kernel.loops import Kernel, Loop, Store, Update, accesses, leaves
-
-_CHUNK, _LANE = "chunk@", "lane@"  # of a vector loop: no variable of a kernel is named so
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +166,10 @@ def stride(k: Kernel, buffer: str, index: Sequence[Expr], var: str, domain: Doma
 def is_picked(k: Kernel, x: ex.Load, var: str, domain: Domain, lanes: int) -> bool:
     """Whether what a vector along a loop reads lies within one vector, in the same places of it for
     each vector of the loop."""
-    whole = ex.call("+", ex.call("*", ex.Num(lanes), Index(_CHUNK)), Index(_LANE))
+    whole = ex.call("+", ex.call("*", ex.Num(lanes), Index(CHUNK)), Index(LANE))
     address = ex.substitute(k.buffer(x.tensor).layout.address(x.index), {var: whole})
-    inner: Domain = {**domain, _CHUNK: domain[var], _LANE: lanes}
-    found = by_value(form(address, inner), _LANE, lanes)
+    inner: Domain = {**domain, CHUNK: domain[var], LANE: lanes}
+    found = by_value(form(address, inner), LANE, lanes)
     return found is not None and max(found[1]) - min(found[1]) < lanes
 
 

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from whet.ir import expr as ex
 from whet.ir.expr import Expr, Index, Num
 from whet.ir.types import DType
-from whet.kernel.affine import Domain, bounds, build, form
+from whet.kernel.affine import CHUNK, LANE, Domain, bounds, build, form
 from whet.kernel.loops import Access, Buffer, Kernel, Loop, accesses, bound, leaves
 from whet.kernel.traffic import value
 
 FEW = 4  # vectors that are written out
-_LANE, _CHUNK = "lane@", "chunk@"
 
 
 def scalar_loops(kernel: Kernel, lanes: int) -> frozenset[str]:
@@ -48,17 +47,17 @@ def _even(kernel: Kernel, a: Access, s: Loop, domain: Domain, lanes: int) -> boo
     address = b.layout.address(a.index)
     most = bounds(bound(s.extent), domain)[1]
     chunks = -(-int(most) // lanes) if most < 1 << 20 else 1 << 16
-    around = {**domain, _LANE: lanes}
+    around = {**domain, LANE: lanes}
     if chunks <= FEW:
         starts: list[Expr] = [Num(c) for c in range(chunks)]
     else:
-        starts, around = [Index(_CHUNK)], {**domain, _CHUNK: chunks, _LANE: lanes}
+        starts, around = [Index(CHUNK)], {**domain, CHUNK: chunks, LANE: lanes}
     for start in starts:
-        lane = ex.call("+", ex.call("*", Num(lanes), start), Index(_LANE))
+        lane = ex.call("+", ex.call("*", Num(lanes), start), Index(LANE))
         if chunks == 1:
-            around[_LANE] = max(int(most), 1)
+            around[LANE] = max(int(most), 1)
         f = form(ex.substitute(address, {s.var: lane}), around)
-        if any(_LANE in ex.free(atom) for atom in f.terms if atom != Index(_LANE)):
+        if any(LANE in ex.free(atom) for atom in f.terms if atom != Index(LANE)):
             return False
     return True
 

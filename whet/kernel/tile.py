@@ -73,10 +73,7 @@ class Tiling:
 def prepared(kernel: Kernel) -> Draft:
     """A kernel as `core` and `tile` want it: cheap values inlined, and what is done to the elements
     of a result in one nest, by loops of their own for groups and for channels within them."""
-    d = Draft(kernel)
-    inline(d)
-    while _elementwise(d):
-        pass
+    d = _inlined(kernel)
     _apart(d)
     return d
 
@@ -85,11 +82,16 @@ def widened(kernel: Kernel, lanes: int) -> Draft | None:
     """As `prepared`, but groups that have fewer channels than a vector has lanes are counted
     through with these, in one loop: a vector holds channels of several groups. None where there
     are no such groups."""
+    d = _inlined(kernel)
+    return d if _counted(d, lanes) else None
+
+
+def _inlined(kernel: Kernel) -> Draft:
     d = Draft(kernel)
     inline(d)
     while _elementwise(d):
         pass
-    return d if _counted(d, lanes) else None
+    return d
 
 
 def _counted(d: Draft, lanes: int) -> bool:

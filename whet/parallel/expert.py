@@ -8,7 +8,8 @@
     weird       convolutions cut samples, products with parameters cut parameters
     experts     experts on different devices, everything else cuts samples
     rows        tables of embeddings cut by rows or by columns, everything else cuts samples
-    columns     (Mudigere et al., "Software-hardware co-design for ... recommendation", ISCA 2022)
+    columns     (Mudigere et al., "Software-hardware co-design for ... recommendation", ISCA 2022),
+                and a bias may be kept in pieces where that costs nothing
 
 A baseline is as good as its best member. `tuned` looks for it as an engineer would: degrees far
 apart with likely other fields first, then one field after another as long as that helps.

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from whet.backend.cluster import LIBRARY
 from whet.backend.lowered import body_nodes
 from whet.fuse.legality import mergeable, united
 from whet.fuse.partition import Partition, cluster
 from whet.fuse.seed import merged, seed
 from whet.ir.graph import Graph
 from whet.run.device import Tuned
-from whet.run.launcher import LIBRARY
 
 SHORT_S = 20e-6
 MOST = 6  # groups that one launch takes

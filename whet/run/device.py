@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from whet.backend import aten
+from whet.backend.cluster import LIBRARY
 from whet.backend.triton_text import Module, module
 from whet.errors import WhetError
 from whet.fuse.partition import Cluster
@@ -38,7 +39,6 @@ from whet.run.cutting import described as features_of
 from whet.run.cutting import digest as cut_digest
 from whet.run.farm import Failed, Farm
 from whet.run.launch import Group, Launch, launches
-from whet.run.launcher import LIBRARY
 from whet.run.recipe import held
 from whet.search import Budget
 from whet.store import Store

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from whet.backend.cluster import LIBRARY
 from whet.ir.graph import Graph
 from whet.ir.text import print_graph
 from whet.machine.gpu import Gpu
 from whet.run.abreast import grouped
 from whet.run.device import Decision, Tuned
-from whet.run.launcher import LIBRARY
 from whet.store import Store
 
 VERSION = 2

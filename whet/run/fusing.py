@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.backend import generated
+from whet.backend.cluster import LIBRARY
 from whet.backend.cut import WITHOUT, cut
 from whet.backend.lowered import body_nodes
 from whet.backend.piece import Generated, Packed, Piece, Value, channels_last, dense
@@ -24,7 +25,7 @@ from whet.fuse.seed import seed
 from whet.fuse.space import FuseSpace, Rates
 from whet.ir.cost import graph_floor
 from whet.ir.graph import Graph, Node
-from whet.run.tuned import LIBRARY, Decision, Tuner
+from whet.run.tuned import Decision, Tuner
 from whet.run.workshop import Asked
 from whet.search import Annealing, Budget, Cost, Journal, Outcome, Scored, search
 from whet.search.reason import Reason

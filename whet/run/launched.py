@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whet.backend.cluster import LIBRARY
 from whet.backend.lowered import Lowered, Step, body_nodes, example, lower
 from whet.backend.tiled import held, tiled
 from whet.backend.triton_text import Module
-from whet.errors import WhetError
+from whet.errors import WhetError, first_line
 from whet.fuse.partition import Cluster, parse
 from whet.ir.graph import Graph
 from whet.run.abreast import grouped
@@ -36,7 +37,6 @@ from whet.run.device import Tuned, made
 from whet.run.engine import Bind
 from whet.run.gains import ROUNDS, Stopwatch
 from whet.run.lanes import forked
-from whet.run.launcher import LIBRARY
 from whet.run.measure import Timing
 from whet.run.parameters import Parameters
 from whet.run.program import Program
@@ -226,8 +226,7 @@ class Launched:
 
     def _failed(self, name: str, fault: Exception) -> None:
         said = fault.summary if isinstance(fault, WhetError) else type(fault).__name__
-        first = (str(fault).splitlines() or [""])[0]
-        self.failures[f"{name}: {said}: {first}"[:200]] += 1
+        self.failures[f"{name}: {said}: {first_line(fault)}"[:200]] += 1
 
 
 @dataclass

@@ -29,13 +29,14 @@ import torch
 from torch import Tensor
 
 from whet.backend import aten
+from whet.backend.cluster import LIBRARY
 from whet.backend.lowered import example
 from whet.backend.tiled import Generated
+from whet.errors import first_line
 from whet.ir.graph import Graph, Node
 from whet.run.cuda import Cuda, Recording
 
 GROUP = "group.pickle"
-LIBRARY = "library"
 CANARY = 0xA5
 ALLOWED = {torch.float64: 1e-9, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far a kernel may be from the library's result, over the largest element: libraries round
@@ -156,7 +157,7 @@ def distance(got: Tensor, want: Tensor) -> float:
 
 def said(fault: Exception) -> str:
     """What a fault is, in a line."""
-    return f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
+    return f"{type(fault).__name__}: {first_line(fault)}"
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whet.errors import InputError, WhetError
+from whet.errors import InputError, WhetError, first_line
 from whet.ir.graph import Graph
 from whet.plan import Plan
 from whet.run.calling import Bound as NativeBound
@@ -226,7 +226,7 @@ class Optimized(nn.Module):
         except WhetError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as fault:
-            said = (str(fault).splitlines() or [type(fault).__name__])[0]
+            said = first_line(fault)
             raise InputError(
                 "neither the optimized program nor the original module takes these arguments",
                 expected=self.signature, got=f"{reason}; the original says: {said}",

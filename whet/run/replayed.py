@@ -21,7 +21,7 @@ from torch import Tensor
 from whet.backend import aten
 from whet.backend.lowered import Lowered
 from whet.backend.tiled import constants
-from whet.errors import InputError, WhetError
+from whet.errors import InputError, WhetError, first_line
 from whet.machine.gpu import GB
 from whet.run.arena import arena, loosened
 from whet.run.cuda import Cuda, Recording
@@ -116,7 +116,7 @@ class Replayed:
                 hint="a smaller batch, or a narrower element type",
             ) from fault
         except RuntimeError as fault:
-            self.refused = f"not recorded: {(str(fault).splitlines() or [''])[0]}"
+            self.refused = f"not recorded: {first_line(fault)}"
 
 
 def needed(lowered: Lowered, derived: Sequence[Tensor]) -> str:

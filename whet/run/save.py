@@ -44,7 +44,7 @@ from whet.backend.artifact import Runner as RegionRunner
 from whet.backend.cluster import Cluster
 from whet.backend.lowered import lower
 from whet.backend.packed import Kernel
-from whet.errors import InputError, StoreError, UnsupportedError, WhetError
+from whet.errors import InputError, StoreError, UnsupportedError, WhetError, first_line
 from whet.ir.graph import Graph
 from whet.ir.text import parse_graph, print_graph
 from whet.plan import Plan
@@ -218,7 +218,7 @@ def load(
             raise
         raise StoreError(
             "a saved program cannot be read", where=place,
-            got=(str(fault).splitlines() or [type(fault).__name__])[0],
+            got=first_line(fault),
             hint="optimize the model again with this version of whet",
         ) from fault  # fmt: skip
     shell = _Shell(*(data[k] for k in ("parameters", "trained", "hidden")))

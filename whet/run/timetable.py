@@ -15,13 +15,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from whet.backend.cluster import LIBRARY
 from whet.errors import WhetError
 from whet.kernel.prior import pretrained
 from whet.run.contest import Contest
 from whet.run.farm import Farm
 from whet.run.record import Tuned
 from whet.run.trials import skeleton
-from whet.run.tuned import LIBRARY, Tuner
+from whet.run.tuned import Tuner
 from whet.run.tuning import Tuning
 from whet.search import Budget, StopReason
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from whet.backend import generated
-from whet.backend.cluster import ANCHORS
+from whet.backend.cluster import ANCHORS, LIBRARY
 from whet.backend.lowered import example, lower
 from whet.backend.piece import Packed, Piece, Value
 from whet.errors import WhetError
@@ -49,7 +49,6 @@ from whet.store import Store
 
 KIND = "schedule-9"
 TOGETHER = 6  # groups whose drafts are compiled before they are timed
-LIBRARY = "library"
 FIRST = "no time to try several drafts: the first, or the library"
 QUICK_S = 0.3  # seconds that a group's first draft takes to compile and try, until it is known
 PASS_S = 0.015  # seconds of timing for each draft of a cluster and pass
@@ -191,21 +190,18 @@ class Tuner:
                 self.hasty.update({p: often[p] for p in now})
             left = later
 
-    def settle(self, budget: Budget) -> bool:
+    def settle(self, budget: Budget) -> None:
         """Decide those groups again that had a first draft only, what takes most first, while a
-        budget lasts; whether that changed any."""
+        budget lasts."""
         takes = {p: n * self.decided[p].seconds for p, n in self.hasty.items()}
-        left, changed = sorted(takes, key=lambda p: -takes[p]), False
+        left = sorted(takes, key=lambda p: -takes[p])
         while left and budget.stop() is None:
             now, left = left[:TOGETHER], left[TOGETHER:]
-            before = [self.decided[p].schedule for p in now]
             self._measure({p: self.groups[p] for p in now})
-            changed |= before != [self.decided[p].schedule for p in now]
             self.failures[FIRST] -= len(now)
             for p in now:
                 del self.hasty[p]
         self.failures += Counter()  # what has become none is not told
-        return changed
 
     def _known(self, place: str) -> bool:
         """Whether a group is on file, from where it is taken."""
